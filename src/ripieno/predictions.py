@@ -55,7 +55,7 @@ class Predictions:
         mask: bool [N, K], whether the question has the choice.
         question_ids: N ids.
         targets: int [N], index of the right choice; -1 where unknown.
-        members: M numbers of members.
+        members: M numbers of members; a number that repeats is several samples (draws) from that member.
         dataset, split, method, epoch, replicate: which predictions these are.
         subjects: N subjects (None where there is none).
         scores: float64 [M, N, K], choice scores before any length normalisation, or None.
@@ -154,7 +154,8 @@ def to_parquet(predictions: Predictions) -> bytes:
         "epoch": [p.epoch] * (M * N),
         "member": [member for member in p.members for _ in range(N)],
         "replicate": [p.replicate] * (M * N),
-        "draw": [0] * (M * N),
+        # Samples from one member stand under its number, told apart by their draw.
+        "draw": [p.members[:m].count(member) for m, member in enumerate(p.members) for _ in range(N)],
         "choice_log_probs": per_member_choices(p.log_probs),
         "choice_scores": per_member_choices(p.scores),
         "choice_tokens": per_choice(p.tokens),
@@ -190,7 +191,10 @@ def read_parquet(path: Path) -> list[Predictions]:
     header = json.loads((table.schema.metadata or {}).get(b"ripieno", b"{}"))
     if header.get("schema", SCHEMA_VERSION) > SCHEMA_VERSION:
         raise UserError(f"{path}: written by a newer ripieno (schema {header['schema']}); upgrade ripieno to read it")
-    columns = {name: table[name].to_pylist() for name in SCHEMA.names if name in table.column_names}
+    columns = {name: _column(path, table[name], name) for name in SCHEMA.names if name in table.column_names}
+    for name in ("question_id", "member"):
+        if None in columns[name]:
+            raise UserError(f"{path}: row {columns[name].index(None) + 1}: {name} is null")
     rows_of: dict[tuple[str, str, int, int], list[int]] = {}
     for row in range(table.num_rows):
         key = (
@@ -201,6 +205,17 @@ def read_parquet(path: Path) -> list[Predictions]:
         )
         rows_of.setdefault(key, []).append(row)
     return [_assemble(path, columns, rows, key, header) for key, rows in rows_of.items()]
+
+
+def _column(path: Path, column: Any, name: str) -> list[Any]:
+    """Return a column's values; other programs' integers and floats of other widths are as good as ours."""
+    kind = SCHEMA.field(name).type
+    wide = {pa.int32(): pa.int64(), pa.float32(): pa.float64()}
+    wide |= {pa.list_(narrow): pa.list_(wider) for narrow, wider in wide.items()}
+    try:
+        return column.cast(wide.get(kind, kind)).to_pylist()
+    except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
+        raise UserError(f"{path}: column {name!r} holds {column.type}, not {kind}") from error
 
 
 def _value(columns: dict[str, list[Any]], name: str, row: int, default: Any) -> Any:
@@ -233,13 +248,16 @@ def _assemble(
         values = columns["choice_log_probs"][r]
         if values is None or len(values) != sizes[n]:
             raise UserError(f"{path}: row {r + 1}: choice_log_probs differ in length between members")
+        if columns["target"][r] != columns["target"][first[n]]:
+            raise UserError(f"{path}: row {r + 1}: target differs between members for question_id {ids[n]!r}")
         log_probs[m, n, : sizes[n]] = values
         filled[m, n] = True
         place.append((r, m, n))
     if not filled.all():
         m, n = np.argwhere(~filled)[0]
         raise UserError(f"{path}: member {members[m][0]} has no row for question_id {ids[n]!r}")
-    totals = np.exp(log_probs).sum(axis=2)
+    with np.errstate(over="ignore"):  # logits in their place may be anything
+        totals = np.exp(log_probs).sum(axis=2)
     # 26 float32 probabilities, each rounded by 6e-8 of a log-probability of at most ~100, stay well within 1e-4.
     if not np.all(np.abs(totals - 1) < 1e-4):
         m, n = np.argwhere(~(np.abs(totals - 1) < 1e-4))[0]
@@ -253,14 +271,17 @@ def _assemble(
         if name not in columns or any(columns[name][r] is None for r, _, _ in place):
             return None
         shape = ((M, N) if each else (N,)) + (() if width is None else (width,))
-        array = np.zeros(shape, dtype=kind)
+        array: NDArray[Any] = np.zeros(shape, dtype=kind)
         for r, m, n in place:
             value = columns[name][r]
             target = (m, n) if each else (n,)
             if width is None:
                 array[target] = value
-            else:
-                array[(*target, slice(len(value)))] = value
+                continue
+            length = sizes[n] if name.startswith("choice_") else width
+            if len(value) != length:
+                raise UserError(f"{path}: row {r + 1}: {name} has {len(value)} values, not {length}")
+            array[(*target, slice(length))] = value
         return array
 
     def width_of(name: str) -> int:

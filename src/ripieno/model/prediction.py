@@ -1,0 +1,122 @@
+"""Members x questions to the table of predictions."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from ripieno.config import Evaluation, Prompt
+from ripieno.data.question import Question
+from ripieno.model.scoring import Engine, choice_log_probs
+from ripieno.model.trees import TokenTree
+from ripieno.predictions import Predictions
+from ripieno.progress import Progress
+
+
+@dataclass(frozen=True)
+class Asked:
+    """Questions with their token trees, in the same order."""
+
+    questions: Sequence[Question]
+    trees: Sequence[TokenTree]
+
+
+def predict(
+    engine: Engine,
+    positions: Sequence[int],
+    asked: Asked,
+    prompt: Prompt,
+    evaluation: Evaluation,
+    members_per_pass: int,
+    progress: Progress | None = None,
+) -> Predictions:
+    """Return what each member answers to each question; all members see the same prompts.
+
+    Args:
+        engine: the base with the members' adapters.
+        positions: of the members in the engine's stack; () asks the base alone, as member 0.
+        asked: N questions, encoded.
+        prompt: the scoring rule.
+        evaluation: what else to store.
+        members_per_pass: members that share a forward pass.
+        progress: advanced by one a member and question.
+    """
+    trees = asked.trees
+    N, K = len(trees), max(len(tree.branches) for tree in trees)
+    M = max(len(positions), 1)
+    mask = np.arange(K) < np.array([len(tree.branches) for tree in trees])[:, None]
+    log_probs, scores = (np.full((M, N, K), -np.inf) for _ in range(2))
+    extra = _Extra(M, trees, evaluation)
+    by_length = sorted(range(N), key=lambda n: trees[n].length, reverse=True)
+    groups = [positions[first : first + members_per_pass] for first in range(0, len(positions), members_per_pass)] or [()]
+    with torch.inference_mode():
+        for number, group in enumerate(groups):
+            P = max(len(group), 1)
+            rows = slice(number * members_per_pass, number * members_per_pass + P)
+            for part in engine.slices([[trees[n] for n in by_length]] * P):
+                index = by_length[part]
+                some = [[trees[n] for n in index]] * P
+                result = engine.score(group, some)
+                width = result.choices.shape[-1]
+                of_choices = choice_log_probs(result.choices, some, prompt.normalisation)
+                log_probs[rows, index, :width] = of_choices.cpu().numpy()
+                scores[rows, index, :width] = result.choices.cpu().numpy()
+                extra.store(rows, index, result.answer)
+                if progress:
+                    progress.advance(P * len(index))
+    text = not trees[0].letters
+    return Predictions(
+        log_probs=log_probs,
+        mask=mask,
+        question_ids=tuple(question.id for question in asked.questions),
+        targets=np.array([-1 if q.answer is None else q.answer for q in asked.questions], dtype=np.int64),
+        members=tuple(engine.stack.members[p] for p in positions) if engine.stack and positions else (0,),
+        subjects=tuple(question.subject for question in asked.questions),
+        scores=scores,
+        tokens=_lengths([[len(b) for b in tree.branches] for tree in trees], K) if text else None,
+        bytes=_lengths([tree.choice_bytes for tree in trees], K) if text else None,
+        outside_mass=extra.outside_mass,
+        letter_log_probs=extra.letter_log_probs,
+        top_tokens=extra.top_tokens,
+        top_log_probs=extra.top_log_probs,
+    )
+
+
+class _Extra:
+    """What letters templates store beside the choices: arrays [M, N, ...], None where not asked for."""
+
+    def __init__(self, M: int, trees: Sequence[TokenTree], evaluation: Evaluation):
+        N, self.trees, self.top = len(trees), trees, evaluation.store_top
+        letters = trees[0].letters
+        self.outside_mass = np.zeros((M, N)) if letters else None
+        self.letter_log_probs = np.zeros((M, N, len(letters))) if letters and evaluation.fixed_letters else None
+        self.top_tokens: NDArray[np.int64] | None = None
+        self.top_log_probs: NDArray[np.float64] | None = None
+        self.shape = (M, N)
+
+    def store(self, rows: slice, index: Sequence[int], answer: torch.Tensor) -> None:
+        """Note P members' log-probabilities [P, n, V] at the answer of some questions."""
+        if self.outside_mass is None:
+            return
+        for column, n in enumerate(index):
+            letters = torch.tensor([branch[0] for branch in self.trees[n].branches], device=answer.device)
+            inside = answer[:, column, letters].double().logsumexp(-1)
+            self.outside_mass[rows, n] = (-torch.expm1(inside)).clamp(min=0).cpu().numpy()
+            if self.letter_log_probs is not None:
+                fixed = torch.tensor(self.trees[n].letters, device=answer.device)
+                self.letter_log_probs[rows, n] = answer[:, column, fixed].cpu().numpy()
+        if self.top is not None:
+            best = answer.topk(answer.shape[-1] if self.top == "all" else min(self.top, answer.shape[-1]))
+            if self.top_tokens is None or self.top_log_probs is None:
+                self.top_tokens = np.zeros((*self.shape, best.indices.shape[-1]), dtype=np.int64)
+                self.top_log_probs = np.zeros(self.top_tokens.shape)
+            self.top_tokens[rows, index] = best.indices.cpu().numpy()
+            self.top_log_probs[rows, index] = best.values.cpu().numpy()
+
+
+def _lengths(rows: Sequence[Sequence[int]], K: int) -> NDArray[np.int64]:
+    return np.array([[*row, *[0] * (K - len(row))] for row in rows], dtype=np.int64)

@@ -1,0 +1,246 @@
+"""Token trees: a question's tokens once, then one branch of tokens a choice."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from os.path import commonprefix
+from typing import Any
+
+from ripieno.config import Prompt, TooLong
+from ripieno.data.prompts import TEMPLATES, Filled, few_shot_examples
+from ripieno.data.question import Question, Text
+from ripieno.errors import UserError
+
+FIXED_LETTERS = 5  # the paper's a to e
+
+
+@dataclass(frozen=True, slots=True)
+class TokenTree:
+    """A question as tokens.
+
+    Args:
+        key: what the question's dropout masks are drawn by; the same wherever it stands in a batch.
+        question: the tokens that all choices share; at least one.
+        branches: K runs of tokens, at least one each, every one of which is scored.
+        choice_bytes: K lengths in bytes of the choices' own text (UTF-8, no space before, no terminator).
+        answer: index of the right choice, or None.
+        letters: letters templates: the tokens of the fixed letters a to e, else ().
+    """
+
+    key: int
+    question: tuple[int, ...]
+    branches: tuple[tuple[int, ...], ...]
+    choice_bytes: tuple[int, ...]
+    answer: int | None
+    letters: tuple[int, ...] = ()
+
+    @property
+    def length(self) -> int:
+        """Tokens of the question with its longest branch."""
+        return len(self.question) + max(len(branch) for branch in self.branches)
+
+
+@dataclass(frozen=True, slots=True)
+class TokenSequence:
+    """Running text as tokens: all but the first are predicted (the `next_token` loss)."""
+
+    key: int
+    tokens: tuple[int, ...]
+
+    @property
+    def length(self) -> int:
+        """Tokens."""
+        return len(self.tokens)
+
+
+class Encoder:
+    """Turns questions into token trees, as one prompt configuration and one tokenizer say.
+
+    Args:
+        tokenizer: a Hugging Face tokenizer.
+        prompt: template, few-shot count, terminator.
+        pool: the few-shot examples' split; () without few-shot.
+        limit: the base's longest input, in tokens, where it has one.
+    """
+
+    def __init__(self, tokenizer: Any, prompt: Prompt, pool: Sequence[Question] = (), limit: int | None = None):
+        self.tokenizer = tokenizer
+        self.prompt = prompt
+        self.pool = pool
+        self.limit = limit
+        self.template = TEMPLATES[prompt.template]
+        # What the tokenizer puts before every text (a beginning-of-text token, or nothing).
+        with_special = tokenizer("x").input_ids
+        bare = tokenizer("x", add_special_tokens=False).input_ids
+        self.beginning: list[int] = with_special[: len(with_special) - len(bare)] if with_special != bare else []
+        if prompt.terminator == "end_of_text" and tokenizer.eos_token_id is None:
+            raise UserError("prompt.terminator: this tokenizer has no end-of-text token; use newline")
+
+    def trees(
+        self, questions: Sequence[Question], max_tokens: int | None, too_long: TooLong
+    ) -> tuple[list[TokenTree], list[Question]]:
+        """Encode questions for scoring.
+
+        Returns:
+            trees: of the questions that fit, in order (the context shortened where asked).
+            dropped: the questions that did not fit, with `too_long` = "drop".
+
+        Raises:
+            UserError: a question is too long with `error`, or a letter is not one token of its own.
+        """
+        fitting, dropped = [], []
+        for question in questions:
+            tree = self._fit(question, max_tokens, too_long, self._tree)
+            if tree is None:
+                dropped.append(question)
+            else:
+                fitting.append(tree)
+        return fitting, dropped
+
+    def sequences(
+        self, rows: Sequence[Question | Text], max_tokens: int | None, too_long: TooLong
+    ) -> tuple[list[TokenSequence], list[Question | Text]]:
+        """Encode solved questions and texts for the `next_token` loss; as `trees`, whole rows instead of branches."""
+        fitting: list[TokenSequence] = []
+        dropped: list[Question | Text] = []
+        for row in rows:
+            if isinstance(row, Text):
+                sequence = self._text(row)
+                if sequence.length > self._limit(max_tokens):
+                    if too_long != "drop":
+                        raise UserError(self._too_long(row.id, sequence.length, max_tokens))
+                    dropped.append(row)
+                    continue
+            else:
+                fitted = self._fit(row, max_tokens, too_long, self._solved)
+                if fitted is None:
+                    dropped.append(row)
+                    continue
+                sequence = fitted
+            fitting.append(sequence)
+        return fitting, dropped
+
+    def _fit(self, question: Question, max_tokens: int | None, too_long: TooLong, encode: Any) -> Any:
+        encoded = encode(question)
+        limit = self._limit(max_tokens)
+        if encoded.length <= limit:
+            return encoded
+        if too_long == "drop":
+            return None
+        if too_long == "error" or not question.context:
+            raise UserError(self._too_long(question.id, encoded.length, max_tokens))
+        # The end of a passage stands nearest to the question, so words go from its front, as few as will do.
+        words = question.context.split(" ")
+        fewest, most = 1, len(words)
+        while fewest < most:
+            cut = (fewest + most) // 2
+            if encode(_without_words(question, words, cut)).length <= limit:
+                most = cut
+            else:
+                fewest = cut + 1
+        encoded = encode(_without_words(question, words, most))
+        if encoded.length > limit:
+            raise UserError(self._too_long(question.id, encoded.length, max_tokens))
+        return encoded
+
+    def _limit(self, max_tokens: int | None) -> float:
+        return min(limit for limit in (max_tokens, self.limit, float("inf")) if limit is not None)
+
+    def _too_long(self, row: str, length: int, max_tokens: int | None) -> str:
+        return (
+            f"question {row!r} takes {length} tokens, {self._limit(max_tokens):.0f} are allowed: raise max_tokens, or "
+            "set too_long to drop or shorten_context (which cuts the context, never the question or its choices)"
+        )
+
+    def _tree(self, question: Question) -> TokenTree:
+        filled = self._filled(question)
+        prompt = self._encode(filled.prompt)
+        whole = [self._encode(filled.prompt + answer + self._newline()) + self._end() for answer in filled.answers]
+        # Tokens may join across the boundary, so what the prompt and every solved prompt share is the question.
+        shared = len(commonprefix([prompt, *whole]))
+        branches = tuple(tuple(tokens[shared:]) for tokens in whole)
+        letters: tuple[int, ...] = ()
+        if self.template.letters:
+            self._check_letters(question, filled, branches)
+            letters = self._fixed_letters(filled, shared)
+        if shared == 0 or not all(branches):
+            raise UserError(f"question {question.id!r}: its prompt and a choice leave no tokens to score")
+        return TokenTree(
+            key=_key(question.id),
+            question=tuple(whole[0][:shared]),
+            branches=branches,
+            choice_bytes=tuple(len(choice.encode()) for choice in question.choices),
+            answer=question.answer,
+            letters=letters,
+        )
+
+    def _solved(self, question: Question) -> TokenSequence:
+        if question.answer is None:
+            raise UserError(f"question {question.id!r} has no answer, and the next_token loss trains on solved questions")
+        filled = self._filled(question)
+        solved = filled.prompt + filled.answers[question.answer] + filled.closing + self._newline()
+        return TokenSequence(_key(question.id), tuple(self._encode(solved) + self._end()))
+
+    def _text(self, row: Text) -> TokenSequence:
+        end = [] if self.tokenizer.eos_token_id is None else [self.tokenizer.eos_token_id]
+        return TokenSequence(_key(row.id), tuple(self._encode(row.text) + end))
+
+    def _filled(self, question: Question) -> Filled:
+        alphabet = self.template.letters
+        if alphabet and len(question.choices) > len(alphabet):
+            raise UserError(
+                f"question {question.id!r} has {len(question.choices)} choices, letters end at {len(alphabet)}; "
+                "use a text template"
+            )
+        filled = self.template.fill(question)
+        few_shot = self.prompt.few_shot
+        before = self.template.heading(question)
+        if few_shot:
+            try:
+                examples = few_shot_examples(question, self.pool, few_shot.count, few_shot.same_subject)
+            except ValueError as error:
+                raise UserError(f"prompt.few_shot.dataset {few_shot.dataset}: {error}") from None
+            for example in examples:
+                shot = self.template.fill(example)
+                before += f"{shot.prompt}{shot.answers[example.answer or 0]}{shot.closing}\n\n"
+        return replace(filled, prompt=before + filled.prompt)
+
+    def _newline(self) -> str:
+        return "\n" if not self.template.letters and self.prompt.terminator == "newline" else ""
+
+    def _end(self) -> list[int]:
+        ends = not self.template.letters and self.prompt.terminator == "end_of_text"
+        return [self.tokenizer.eos_token_id] if ends else []
+
+    def _encode(self, text: str) -> list[int]:
+        tokens: list[int] = self.tokenizer(text, add_special_tokens=False).input_ids
+        return self.beginning + tokens
+
+    def _check_letters(self, question: Question, filled: Filled, branches: tuple[tuple[int, ...], ...]) -> None:
+        for answer, branch in zip(filled.answers, branches, strict=True):
+            if len(branch) != 1:
+                raise UserError(
+                    f"question {question.id!r}: the letter {answer!r} takes {len(branch)} tokens of this tokenizer, "
+                    f"template {self.template.name!r} needs one; use a text template"
+                )
+        if len(set(branches)) < len(branches):
+            raise UserError(f"question {question.id!r}: two letters are the same token of this tokenizer")
+
+    def _fixed_letters(self, filled: Filled, shared: int) -> tuple[int, ...]:
+        """Return the tokens of the first five letters at the answer, however many choices the question has."""
+        first = filled.answers[0]
+        answers = [first[:-1] + letter for letter in self.template.letters[:FIXED_LETTERS]]
+        tails = [self._encode(filled.prompt + answer)[shared:] for answer in answers]
+        if any(len(tail) != 1 for tail in tails):
+            raise UserError(f"template {self.template.name!r}: a letter of a to e is not one token of this tokenizer")
+        return tuple(tail[0] for tail in tails)
+
+
+def _without_words(question: Question, words: list[str], cut: int) -> Question:
+    return replace(question, context=" ".join(words[cut:]) or None)
+
+
+def _key(row: str) -> int:
+    return int.from_bytes(hashlib.sha256(row.encode()).digest()[:8], "big", signed=True)

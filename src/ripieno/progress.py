@@ -1,0 +1,41 @@
+"""One progress bar for a whole job, on stderr, in units of forward passes of one question."""
+
+from __future__ import annotations
+
+from types import TracebackType
+from typing import Self
+
+from tqdm import tqdm
+
+TRAINING_COST = 2  # a backward pass through a frozen base costs about one forward pass: no gradients of weights
+
+
+class Progress:
+    """Says what is happening, and how long the whole job will take.
+
+    Args:
+        total: questions x members to score, plus `TRAINING_COST` times those to train on.
+        quiet: show nothing.
+    """
+
+    def __init__(self, total: int = 0, quiet: bool = False):
+        form = "{desc} |{bar}| {percentage:3.0f}% [{elapsed}, {remaining} left]"
+        self.bar = tqdm(total=total, disable=quiet, bar_format=form, dynamic_ncols=True, smoothing=0.05)
+
+    def describe(self, text: str) -> None:
+        """Say what is happening now."""
+        self.bar.set_description_str(text)
+
+    def advance(self, units: int) -> None:
+        """Note work done."""
+        self.bar.update(units)
+
+    def say(self, text: str) -> None:
+        """Print a line that stays, above the bar."""
+        self.bar.write(text, file=self.bar.fp)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.bar.close()

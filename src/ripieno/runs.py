@@ -1,0 +1,194 @@
+"""A run folder: its layout, atomic writes with checksums, the lock, the manifest, and what is already there."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import platform
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import filelock
+
+from ripieno import config as configs
+from ripieno.config import Config
+from ripieno.errors import EnvironmentFault, UserError
+
+VERSIONED = ("ripieno", "torch", "transformers", "tokenizers", "safetensors", "numpy", "pyarrow")
+
+
+def sha256_of(path: Path) -> str:
+    """Return the hex sha256 of a file."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """The files of one run. Every write is whole or absent, and its sha256 is kept in checksums.jsonl."""
+
+    path: Path
+
+    # Layout
+
+    def adapter(self, member: int, epoch: int) -> Path:
+        """Folder of a member's adapter after an epoch (1 is the first)."""
+        return self.path / "members" / f"{member:03d}" / f"epoch-{epoch:03d}"
+
+    def resume(self, member: int, epoch: int) -> Path:
+        """File of a member's optimizer state after an epoch."""
+        return self.path / "resume" / f"{member:03d}-epoch-{epoch:03d}.safetensors"
+
+    def predictions(self, folder: str, file: str, method: str, epoch: int) -> Path:
+        """File of one method's predictions of a data set after an epoch (0 is the base)."""
+        return self.path / "predictions" / folder / file / f"{method}-epoch-{epoch:03d}.parquet"
+
+    def questions(self, folder: str, file: str) -> Path:
+        """File of a data set's questions, as they were asked."""
+        return self.path / "questions" / folder / f"{file}.parquet"
+
+    @property
+    def report(self) -> Path:
+        """Folder of the report."""
+        return self.path / "report"
+
+    # Writing and reading
+
+    def write(self, path: Path, content: bytes | str) -> None:
+        """Write a file: to a temporary name, synced, renamed; then its sha256 is recorded."""
+        data = content.encode() if isinstance(content, str) else content
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write_atomically(path, data)
+            line = {"path": path.relative_to(self.path).as_posix(), "sha256": hashlib.sha256(data).hexdigest()}
+            self.append("checksums.jsonl", line)
+        except OSError as error:
+            raise EnvironmentFault(f"{path}: cannot be written ({error.strerror or error})") from error
+
+    def append(self, name: str, line: dict[str, Any]) -> None:
+        """Add a line to one of the run's jsonl files."""
+        # One write of a whole line in append mode, so that processes of the same run do not mix theirs.
+        with (self.path / name).open("ab") as file:
+            file.write((json.dumps(line) + "\n").encode())
+
+    def rewrite(self, name: str, lines: Sequence[dict[str, Any]]) -> None:
+        """Replace one of the run's jsonl files."""
+        write_atomically(self.path / name, "".join(json.dumps(line) + "\n" for line in lines).encode())
+
+    def lines(self, name: str) -> list[dict[str, Any]]:
+        """Return the whole lines of one of the run's jsonl files; a last line cut short by a crash is left out."""
+        path = self.path / name
+        if not path.exists():
+            return []
+        lines = path.read_bytes().split(b"\n")[:-1]
+        return [json.loads(line) for line in lines if line]
+
+    def whole(self, *paths: Path) -> bool:
+        """Whether every file is there with the content that was written to it."""
+        recorded = {line["path"]: line["sha256"] for line in self.lines("checksums.jsonl")}
+        return all(
+            path.is_file() and recorded.get(path.relative_to(self.path).as_posix()) == sha256_of(path) for path in paths
+        )
+
+    def adapter_files(self, member: int, epoch: int) -> tuple[Path, Path]:
+        """Return the two files of a member's adapter."""
+        folder = self.adapter(member, epoch)
+        return folder / "adapter_config.json", folder / "adapter_model.safetensors"
+
+    @contextmanager
+    def lock(self) -> Iterator[None]:
+        """Hold the run for this process; the system frees the lock when the process ends, however it ends.
+
+        Raises:
+            EnvironmentFault: another process holds it, or the folder cannot be written.
+        """
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            with filelock.FileLock(self.path / ".lock", timeout=0):
+                yield
+        except filelock.Timeout:
+            raise EnvironmentFault(f"{self.path}: another process is working on this run; wait for it, or stop it") from None
+        except (PermissionError, FileExistsError, NotADirectoryError) as error:
+            raise EnvironmentFault(f"{self.path}: not a folder that can be written ({error.strerror})") from error
+
+    # What the run is
+
+    def config(self) -> Config:
+        """Read the resolved config.
+
+        Raises:
+            UserError: the folder is not a run's.
+        """
+        if not (self.path / "config.yaml").exists():
+            raise UserError(f"{self.path}: not a run folder (no config.yaml); `ripieno train CONFIG.yaml` makes one")
+        return configs.load(self.path / "config.yaml")
+
+    def manifest(self) -> dict[str, Any]:
+        """Read the manifest."""
+        path = self.path / "manifest.json"
+        try:
+            content: dict[str, Any] = json.loads(path.read_bytes())
+        except (OSError, ValueError) as error:
+            raise EnvironmentFault(f"{path}: missing or damaged; `ripieno train` with the run's config mends it") from error
+        return content
+
+    def start(self, config: Config, identity: dict[str, Any]) -> None:
+        """Write the resolved config and the manifest of a new run, or check that a present one is the same.
+
+        Args:
+            config: with every `auto` decided.
+            identity: JSON of what must not change between starts: base, data, dropped questions.
+
+        Raises:
+            UserError: the folder holds a run of another config, base or data; the differing keys are listed.
+        """
+        if (self.path / "config.yaml").exists() and (self.path / "manifest.json").exists():
+            differing = configs.differences(self.config(), config)
+            old = self.manifest()
+            differing += [f"{key}: {old.get(key)} | {identity[key]}" for key in identity if old.get(key) != identity[key]]
+            if differing:
+                raise UserError(
+                    f"{self.path}: holds another run (there | now): {'; '.join(differing)}. "
+                    "Choose another folder with --run, or the same config"
+                )
+            return
+        manifest = {
+            "schema": 1,
+            "config_hash": config.hash(),
+            **identity,
+            "seeds": {"training": config.training.seed, "data": config.data.seed},
+            "versions": {name: metadata.version(name) for name in VERSIONED},
+            "python": platform.python_version(),
+            "host": platform.node(),
+            "machine": f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores",
+            "started": datetime.now(UTC).isoformat(timespec="seconds"),
+        }
+        self.write(self.path / "config.yaml", config.to_yaml())
+        self.write(self.path / "manifest.json", json.dumps(manifest, indent=2, ensure_ascii=False) + "\n")
+
+
+def write_atomically(path: Path, data: bytes) -> None:
+    """Write a file so that a crash leaves the old content or the new one, never a part."""
+    descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(temporary, 0o644)
+        os.replace(temporary, path)
+    except BaseException:
+        os.unlink(temporary)
+        raise
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)  # the rename itself
+    finally:
+        os.close(folder)

@@ -1,0 +1,306 @@
+"""M members from questions to adapters: every member over one base, each from its own seed."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+
+import torch
+from torch import Tensor
+
+from ripieno.config import Config
+from ripieno.data.question import Question, Text
+from ripieno.model.adapters import AdapterStack
+from ripieno.model.scoring import Engine
+from ripieno.model.trees import Encoder, TokenSequence, TokenTree
+from ripieno.progress import TRAINING_COST, Progress
+from ripieno.runs import RunFolder
+from ripieno.seeds import derive, generator
+from ripieno.training import checkpoints, losses
+
+Row = TokenTree | TokenSequence
+# A member's validation: positions in the stack -> (NLL, accuracy) each.
+Validate = Callable[[Sequence[int]], list[tuple[float, float]]]
+
+
+def member_seed(seed: int, member: int) -> int:
+    """Return a member's own seed: initialisation, data order and dropout all follow from it."""
+    return derive(seed, "member", member)
+
+
+def learning_rate(config: Config, step: int, steps: int) -> float:
+    """Return the learning rate of a step (0 is the first) of a training of `steps` steps.
+
+    It rises linearly over the warm-up, then stays, or falls to 0 along half a cosine (arXiv:1608.03983).
+    """
+    training = config.training
+    warmup = round(training.warmup * steps)
+    if step < warmup:
+        return training.learning_rate * (step + 1) / warmup
+    if training.schedule == "constant":
+        return training.learning_rate
+    done = (step - warmup) / max(steps - warmup, 1)
+    return training.learning_rate * (1 + math.cos(math.pi * done)) / 2
+
+
+@dataclass
+class Examples:
+    """The training questions, as each member sees them in each epoch.
+
+    Args:
+        rows: questions (texts too, under `next_token`) that fit the training length.
+        encoder: to token trees.
+        config: loss, bagging, shuffled choices, seeds.
+    """
+
+    rows: Sequence[Question | Text]
+    encoder: Encoder
+    config: Config
+    _encoded: list[Row] | None = field(default=None, init=False)
+
+    def epoch(self, member: int, epoch: int) -> list[Row]:
+        """Return a member's rows of one epoch, in the order it trains on them."""
+        training = self.config.training
+        seed = member_seed(training.seed, member)
+        count = len(self.rows)
+        chosen = generator(seed, "bag").integers(count, size=count) if training.bagging else range(count)
+        order = [chosen[int(i)] for i in generator(seed, "order", epoch).permutation(count)]
+        if not training.shuffle_choices:
+            encoded = self._all()
+            return [encoded[i] for i in order]
+        return self._encode([_shuffled(self.rows[i], seed, epoch) for i in order])
+
+    def _all(self) -> list[Row]:
+        if self._encoded is None:
+            self._encoded = self._encode(self.rows)
+        return self._encoded
+
+    def _encode(self, rows: Sequence[Question | Text]) -> list[Row]:
+        training = self.config.training
+        # What is too long was dropped before; a new order of the choices changes a length by a token or two at most.
+        limit, too_long = (None, "error") if training.too_long == "drop" else (training.max_tokens, training.too_long)
+        if training.loss == "next_token":
+            return list(self.encoder.sequences(rows, limit, too_long)[0])
+        return list(self.encoder.trees([row for row in rows if isinstance(row, Question)], limit, too_long)[0])
+
+
+def _shuffled(row: Question | Text, seed: int, epoch: int) -> Question | Text:
+    if isinstance(row, Text) or row.answer is None:
+        return row
+    order = generator(seed, "choices", epoch, row.id).permutation(len(row.choices)).tolist()
+    return replace(row, choices=tuple(row.choices[k] for k in order), answer=order.index(row.answer))
+
+
+@dataclass
+class Trainer:
+    """Trains the members of a stack, epoch by epoch, with a checkpoint of each after each.
+
+    Args:
+        engine: scores with the stack's members.
+        stack: the members' adapters.
+        examples: the training questions.
+        validate: metrics of members on the validation role; None without one.
+        config: the resolved config.
+        run: where checkpoints and metrics go.
+        progress: the job's bar.
+    """
+
+    engine: Engine
+    stack: AdapterStack
+    examples: Examples
+    validate: Validate | None
+    config: Config
+    run: RunFolder
+    progress: Progress
+
+    def train(self) -> None:
+        """Train every member to the last epoch, from wherever each one's last checkpoint is.
+
+        A member whose loss is not finite stops there, and is left out of later epochs; the others go on.
+        """
+        training = self.config.training
+        positions = range(len(self.stack.members))
+        last = {p: self._last_epoch(p) for p in positions}
+        stopped = self._stopped()
+        self._cut_metrics({self.stack.members[p]: last[p] for p in positions if p not in stopped})
+        for p in positions:
+            if last[p] and p not in stopped:
+                self._stop_if_patient(p, last[p])  # a crash may have come between a checkpoint and this
+        self.optimizers = {p: self._optimizer(p) for p in positions}
+        self.steps = {p: self._start(p, last[p]) for p in positions if last[p] < training.epochs}
+        per_epoch = math.ceil(len(self.examples.rows) / training.batch_size)
+        for epoch in range(1, training.epochs + 1):
+            running = [p for p in positions if last[p] < epoch and p not in self._stopped()]
+            skipped = len(positions) - len(running)
+            self.progress.advance(TRAINING_COST * skipped * len(self.examples.rows))
+            if running:
+                self._epoch(epoch, running, per_epoch * training.epochs)
+
+    def _epoch(self, epoch: int, running: list[int], total_steps: int) -> None:
+        training = self.config.training
+        start, questions = time.perf_counter(), 0
+        rows = {p: self.examples.epoch(self.stack.members[p], epoch) for p in running}
+        alive = list(running)
+        for first in range(0, len(self.examples.rows), training.batch_size):
+            batch = {p: sorted(rows[p][first : first + training.batch_size], key=_length, reverse=True) for p in alive}
+            values = self._gradients(batch)
+            for p in list(alive):
+                if not self._step(p, epoch, values[p], total_steps):
+                    alive.remove(p)
+            size = len(next(iter(batch.values()))) if batch else 0
+            questions += size * len(batch)
+            shown = sum(values.values()) / max(len(values), 1)
+            self.progress.describe(f"training, epoch {epoch}/{training.epochs}, loss {shown:.2f}")
+            self.progress.advance(TRAINING_COST * size * len(running))
+            if not alive:
+                break
+        if alive:
+            seconds = time.perf_counter() - start
+            self.run.append("timing.jsonl", {"what": "train", "epoch": epoch, "questions": questions, "seconds": seconds})
+        self._finish(epoch, alive)
+
+    def _gradients(self, batch: dict[int, list[Row]]) -> dict[int, float]:
+        """Accumulate each member's gradients over its own batch; return each one's loss."""
+        positions = list(batch)
+        values: dict[int, float] = {}
+        per_pass = self.config.compute.members_per_pass
+        assert isinstance(per_pass, int)
+        for p in positions:
+            self.optimizers[p].zero_grad()
+        for first in range(0, len(positions), per_pass):
+            group = positions[first : first + per_pass]
+            rows = [batch[p] for p in group]
+            counts = torch.tensor([self._weight(of_member) for of_member in rows], device=self.engine.backbone.device)
+            total = torch.zeros(len(group), device=counts.device)
+            for part in self.engine.slices(rows):
+                loss = self._loss(group, [of_member[part] for of_member in rows]) / counts
+                loss.sum().backward()  # members share no parameter, so each gets its own gradient
+                total += loss.detach()
+            values |= dict(zip(group, total.tolist(), strict=True))
+        if self.config.training.lora_l2:
+            for p in positions:
+                penalty = self.config.training.lora_l2 * self.stack.squared_norm(p)
+                penalty.backward()
+                values[p] += penalty.item()
+        return values
+
+    def _loss(self, group: Sequence[int], rows: Sequence[Sequence[Row]]) -> Tensor:
+        """Return [P]: each member's loss, summed over its rows."""
+        training, members = self.config.training, self.stack.members
+        seeds = [derive(member_seed(training.seed, members[p]), "dropout", self.steps[p]) for p in group]
+        if training.loss == "next_token":
+            sequences = [[row for row in of_member if isinstance(row, TokenSequence)] for of_member in rows]
+            return losses.next_token(self.engine, group, sequences, seeds)
+        trees = [[row for row in of_member if isinstance(row, TokenTree)] for of_member in rows]
+        scores = self.engine.score(group, trees, seeds)
+        if training.loss == "answer_token":
+            return losses.answer_token(scores, trees)
+        return losses.choices(scores, trees, self.config.prompt.normalisation)
+
+    def _weight(self, rows: Sequence[Row]) -> float:
+        """Return what a batch's summed loss is divided by: its questions, or its predicted tokens."""
+        return float(sum(row.length - 1 if isinstance(row, TokenSequence) else 1 for row in rows))
+
+    def _step(self, p: int, epoch: int, loss: float, total_steps: int) -> bool:
+        """Take a member's optimizer step; return False, with a notice, where its loss or gradient is not finite."""
+        training, parameters, optimizer = self.config.training, self.stack.parameters(p), self.optimizers[p]
+        norm = torch.nn.utils.clip_grad_norm_(parameters, training.clip or math.inf).item()
+        member = self.stack.members[p]
+        if not (math.isfinite(loss) and math.isfinite(norm)):
+            self._stop(p, epoch, None, f"its loss ({loss:g}) or gradient ({norm:g}) is not finite at step {self.steps[p]}")
+            return False
+        rate = learning_rate(self.config, self.steps[p], total_steps)
+        optimizer.param_groups[0]["lr"] = rate
+        optimizer.step()
+        self.steps[p] += 1
+        line = {"kind": "step", "epoch": epoch, "step": self.steps[p], "member": member}
+        self.run.append("metrics.jsonl", line | {"loss": loss, "gradient_norm": norm, "learning_rate": rate})
+        return True
+
+    def _finish(self, epoch: int, alive: list[int]) -> None:
+        """Validate and save the members that finished an epoch, and stop those that no longer get better."""
+        results = self.validate(alive) if self.validate and alive else []
+        validated = alive if results else []
+        # Metrics before checkpoints: on resume, lines without their checkpoint are cut, so none is ever missing.
+        for p, (nll, accuracy) in zip(validated, results, strict=True):
+            line = {"kind": "epoch", "epoch": epoch, "member": self.stack.members[p]}
+            self.run.append("metrics.jsonl", line | {"validation_nll": nll, "validation_accuracy": accuracy})
+        for p in alive:
+            checkpoints.save(self.run, self.engine.backbone, self.stack, p, self.optimizers[p], epoch, self.steps[p])
+        if results:
+            mean = sum(nll for nll, _ in results) / len(results)
+            self.progress.say(f"epoch {epoch}: validation NLL {mean:.3f} (mean of {len(results)} members)")
+        for p in alive:
+            self._stop_if_patient(p, epoch)
+
+    def _stop_if_patient(self, p: int, epoch: int) -> None:
+        patience, member = self.config.training.patience, self.stack.members[p]
+        if patience is None:
+            return
+        lines = self.run.lines("metrics.jsonl")
+        nlls = {x["epoch"]: x["validation_nll"] for x in lines if x["kind"] == "epoch" and x["member"] == member}
+        best = min(nlls, key=lambda e: (nlls[e], e))
+        if epoch - best >= patience and epoch < self.config.training.epochs:
+            self._stop(p, epoch, best, f"no lower validation NLL since epoch {best}")
+
+    def _stop(self, p: int, epoch: int, use_epoch: int | None, reason: str) -> None:
+        member = self.stack.members[p]
+        line = {"kind": "stopped", "epoch": epoch, "member": member, "use_epoch": use_epoch, "reason": reason}
+        self.run.append("metrics.jsonl", line)
+        left = "left out from this epoch on" if use_epoch is None else f"its adapter of epoch {use_epoch} stays"
+        self.progress.say(f"member {member} stopped in epoch {epoch}: {reason}; {left}, the other members go on")
+
+    def _stopped(self) -> set[int]:
+        members = stopped_members(self.run)
+        return {p for p, member in enumerate(self.stack.members) if member in members}
+
+    def _last_epoch(self, p: int) -> int:
+        """Return the last epoch of which a member's checkpoint is there (0 for none)."""
+        epochs = range(1, self.config.training.epochs + 1)
+        return max((e for e in epochs if checkpoints.saved(self.run, self.stack.members[p], e)), default=0)
+
+    def _optimizer(self, p: int) -> torch.optim.AdamW:
+        training = self.config.training
+        return torch.optim.AdamW(
+            self.stack.parameters(p), lr=training.learning_rate, weight_decay=training.weight_decay
+        )
+
+    def _start(self, p: int, epoch: int) -> int:
+        """Bring a member to where it stood after an epoch; return the steps it had taken."""
+        if epoch:
+            return checkpoints.restore(self.run, self.stack, p, self.optimizers[p], epoch)
+        self.stack.initialise(p, member_seed(self.config.training.seed, self.stack.members[p]))
+        return 0
+
+    def _cut_metrics(self, last: dict[int, int]) -> None:
+        """Remove the metrics of epochs that these members will train again."""
+        lines = self.run.lines("metrics.jsonl")
+        kept = [line for line in lines if line["epoch"] <= last.get(line["member"], math.inf)]
+        if len(kept) < len(lines):
+            self.run.rewrite("metrics.jsonl", kept)
+
+
+def _length(row: Row) -> int:
+    return row.length
+
+
+def stopped_members(run: RunFolder) -> dict[int, tuple[int, int | None]]:
+    """Return, for each member that stopped early, the epoch in which it did and the epoch whose adapter it keeps."""
+    lines = run.lines("metrics.jsonl")
+    return {x["member"]: (x["epoch"], x["use_epoch"]) for x in lines if x["kind"] == "stopped"}
+
+
+def adapter_epochs(run: RunFolder, members: Sequence[int], epoch: int) -> dict[int, int]:
+    """Return which epoch's adapter each member answers with at an epoch; members that failed before are left out."""
+    stopped = stopped_members(run)
+    answering: dict[int, int] = {}
+    for member in members:
+        last, kept = stopped.get(member, (epoch, epoch))
+        # A member out of patience finished its last epoch; one that failed did not.
+        if epoch < last or (epoch == last and kept is not None):
+            answering[member] = epoch
+        elif kept is not None:
+            answering[member] = kept
+    return answering

@@ -1,0 +1,80 @@
+"""Tiny random models of each supported family, and tokenizers trained on a few sentences."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
+
+CORPUS = [
+    "Question: Where would you put a plant? Answer: near a window of the house",
+    "The following are multiple choice questions (with answers) about New York City and New York.",
+    "Q: Which animal has feathers?\nAnswer Choices:\n(a) a cat\n(b) a bird\n(c) a fish\nA: (b).",
+    "Choices:\n- yes\n- no\nAnswer: it depends on the weather, the season and the time of the day",
+    "A. one\nB. two\nC. three\nD. four\nE. five\nAnswer: A B C D E",
+]
+
+SMALL = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "vocab_size": 400}
+DECODER = {**SMALL, "num_key_value_heads": 2, "intermediate_size": 48, "max_position_embeddings": 512}
+
+# Windows of 8 tokens, so that the questions of the tests do not fit into one.
+FAMILIES: dict[str, dict] = {
+    "llama": DECODER,
+    "mistral": {**DECODER, "sliding_window": 8},
+    "qwen2": DECODER,
+    "qwen3": {**DECODER, "head_dim": 8},
+    "gemma": {**DECODER, "head_dim": 8},
+    "gemma2": {**DECODER, "head_dim": 8, "sliding_window": 8, "query_pre_attn_scalar": 8},
+    "gemma3_text": {**DECODER, "head_dim": 8, "sliding_window": 8, "query_pre_attn_scalar": 8,
+                    "layer_types": ["sliding_attention", "full_attention"]},
+    "phi": DECODER,
+    "phi3": {**DECODER, "pad_token_id": 0},
+    "gpt_neox": {**SMALL, "intermediate_size": 48, "max_position_embeddings": 512},
+    "gpt2": {"n_embd": 32, "n_layer": 2, "n_head": 4, "vocab_size": 400, "n_positions": 512},
+    "olmo2": DECODER,
+    "opt": {**SMALL, "ffn_dim": 48, "word_embed_proj_dim": 32, "max_position_embeddings": 512},
+    "bloom": {"hidden_size": 32, "n_layer": 2, "n_head": 4, "vocab_size": 400},
+    "mamba": {"hidden_size": 32, "num_hidden_layers": 2, "vocab_size": 400, "state_size": 4},
+}
+
+
+def tiny_model(family: str, seed: int = 0) -> torch.nn.Module:
+    """Return a random model, its weights large enough that every mistake in a mask moves the answer."""
+    torch.manual_seed(seed)
+    config = AutoConfig.for_model(family, **FAMILIES[family], bos_token_id=1, eos_token_id=2, initializer_range=0.3)
+    return AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval()
+
+
+def byte_level_tokenizer() -> PreTrainedTokenizerFast:
+    """Return a byte-level BPE, as GPT-2, Llama 3 and Qwen have: no token before a text."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=400, special_tokens=["<pad>", "<s>", "</s>"], initial_alphabet=pre_tokenizers.ByteLevel.alphabet()
+    )
+    tokenizer.train_from_iterator(CORPUS * 3, trainer)
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="<pad>", bos_token="<s>", eos_token="</s>")
+
+
+def metaspace_tokenizer() -> PreTrainedTokenizerFast:
+    """Return a SentencePiece-like BPE, as Llama 2 and Mistral have: a beginning-of-text token, spaces as their own mark."""
+    tokenizer = Tokenizer(models.BPE(unk_token="<unk>", byte_fallback=True))
+    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="first")
+    tokenizer.decoder = decoders.Metaspace()
+    trainer = trainers.BpeTrainer(
+        vocab_size=400,
+        special_tokens=["<unk>", "<s>", "</s>"] + [f"<0x{byte:02X}>" for byte in range(256)],
+    )
+    tokenizer.train_from_iterator(CORPUS * 3, trainer)
+    tokenizer.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 1)])
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token="<unk>", bos_token="<s>", eos_token="</s>")
+
+
+def save_tiny(folder: Path, family: str = "llama", seed: int = 0) -> Path:
+    """Write a tiny model with a byte-level tokenizer, as a user's local folder."""
+    tiny_model(family, seed).save_pretrained(folder)
+    byte_level_tokenizer().save_pretrained(folder)
+    return folder
