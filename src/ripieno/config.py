@@ -235,7 +235,9 @@ def _without_folder(value: Any) -> Any:
 def _flatten(content: Any, prefix: str = "") -> dict[str, Any]:
     if not isinstance(content, dict):
         return {prefix: content}
-    return {k: v for key, sub in content.items() for k, v in _flatten(sub, f"{prefix}.{key}" if prefix else key).items()}
+    return {
+        k: v for key, sub in content.items() for k, v in _flatten(sub, f"{prefix}.{key}" if prefix else key).items()
+    }
 
 
 def _apply(content: dict[str, Any], setting: str) -> None:

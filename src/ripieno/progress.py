@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from types import TracebackType
 from typing import Self
 
@@ -20,11 +21,19 @@ class Progress:
 
     def __init__(self, total: int = 0, quiet: bool = False):
         form = "{desc} |{bar}| {percentage:3.0f}% [{elapsed}, {remaining} left]"
-        self.bar = tqdm(total=total, disable=quiet, bar_format=form, dynamic_ncols=True, smoothing=0.05)
+        self.live = sys.stderr.isatty()
+        self.bar = tqdm(
+            total=total,
+            disable=quiet,
+            bar_format=form,
+            dynamic_ncols=True,
+            smoothing=0.05,
+            mininterval=0.2 if self.live else 30,  # in a log file a line now and then is enough
+        )
 
     def describe(self, text: str) -> None:
         """Say what is happening now."""
-        self.bar.set_description_str(text)
+        self.bar.set_description_str(text, refresh=self.live)
 
     def advance(self, units: int) -> None:
         """Note work done."""
@@ -32,10 +41,12 @@ class Progress:
 
     def say(self, text: str) -> None:
         """Print a line that stays, above the bar."""
-        self.bar.write(text, file=self.bar.fp)
+        tqdm.write(text, file=sys.stderr)
 
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self.bar.close()

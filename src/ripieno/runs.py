@@ -114,7 +114,9 @@ class RunFolder:
             with filelock.FileLock(self.path / ".lock", timeout=0):
                 yield
         except filelock.Timeout:
-            raise EnvironmentFault(f"{self.path}: another process is working on this run; wait for it, or stop it") from None
+            raise EnvironmentFault(
+                f"{self.path}: another process is working on this run; wait for it, or stop it"
+            ) from None
         except (PermissionError, FileExistsError, NotADirectoryError) as error:
             raise EnvironmentFault(f"{self.path}: not a folder that can be written ({error.strerror})") from error
 
@@ -136,33 +138,37 @@ class RunFolder:
         try:
             content: dict[str, Any] = json.loads(path.read_bytes())
         except (OSError, ValueError) as error:
-            raise EnvironmentFault(f"{path}: missing or damaged; `ripieno train` with the run's config mends it") from error
+            raise EnvironmentFault(
+                f"{path}: missing or damaged; `ripieno train` with the run's config mends it"
+            ) from error
         return content
 
-    def start(self, config: Config, identity: dict[str, Any]) -> None:
+    def start(self, config: Config, identity: dict[str, str], facts: dict[str, Any]) -> None:
         """Write the resolved config and the manifest of a new run, or check that a present one is the same.
 
         Args:
             config: with every `auto` decided.
-            identity: JSON of what must not change between starts: base, data, dropped questions.
+            identity: sha256 of what must not change between starts: the base, the questions.
+            facts: JSON of what else the manifest keeps.
 
         Raises:
-            UserError: the folder holds a run of another config, base or data; the differing keys are listed.
+            UserError: the folder holds a run of another config, base or questions; the differing keys are listed.
         """
         if (self.path / "config.yaml").exists() and (self.path / "manifest.json").exists():
-            differing = configs.differences(self.config(), config)
             old = self.manifest()
-            differing += [f"{key}: {old.get(key)} | {identity[key]}" for key in identity if old.get(key) != identity[key]]
+            differing = configs.differences(self.config(), config)
+            differing += [f"{key}: {old.get(key)} | {now}" for key, now in identity.items() if old.get(key) != now]
             if differing:
                 raise UserError(
-                    f"{self.path}: holds another run (there | now): {'; '.join(differing)}. "
-                    "Choose another folder with --run, or the same config"
+                    f"{self.path} holds another run; what differs (there | now): {'; '.join(differing)}. "
+                    "Choose another folder with --run, or go back to that config"
                 )
             return
         manifest = {
             "schema": 1,
             "config_hash": config.hash(),
             **identity,
+            **facts,
             "seeds": {"training": config.training.seed, "data": config.data.seed},
             "versions": {name: metadata.version(name) for name in VERSIONED},
             "python": platform.python_version(),

@@ -191,7 +191,7 @@ def test_where_not() -> None:
     base = [*rows("home/test", {"accuracy": (0.22, 0.17, 0.27)}, "base"), *rows("law/test", guessing, "base")]
     found = results(rows("home/test", INSIDE), rows("law/test", guessing), base)
     finding = story.where_not(found, [HOME, sure], members=3)
-    assert finding.verdict == "On 1 of the 2 sets there is a reason not to."
+    assert finding.verdict == "On 1 of 2 sets shown here there is a reason not to."
     assert finding.points == (
         "law/test: its answers are not shown to be better than a guess; training is not shown to help there; it is too "
         "sure of itself, by 20 points (15 to 25); nothing clearly warns that it is unfamiliar.",

@@ -24,6 +24,7 @@ from ripieno.errors import EnvironmentFault, UserError
 
 FUSED_ATTENTION = ("query_key_value", "qkv_proj", "c_attn", "Wqkv", "in_proj")
 PEFT_PREFIX = "base_model.model."
+NOT_PLAIN = ("use_dora", "alora_invocation_tokens", "rank_pattern", "alpha_pattern", "modules_to_save")
 # A router decides which experts run, an expert sees few tokens: neither is a place for an adapter by default.
 _SPARSE_PARTS = {"gate", "router", "experts", "shared_expert_gate"}
 
@@ -42,7 +43,9 @@ class StackedLinear(nn.Module):
     Rows of the input are ordered by member: with P members in the pass, the first 1/P of them are the first member's.
     """
 
-    def __init__(self, base: nn.Module, members: int, rank: int, scale: float, dropout: float, name: str, running: _Pass):
+    def __init__(
+        self, base: nn.Module, members: int, rank: int, scale: float, dropout: float, name: str, running: _Pass
+    ):
         super().__init__()
         inside, out = _features(base)
         device = next(base.parameters()).device
@@ -154,8 +157,8 @@ class AdapterStack:
 
         ||B A||_F^2 = tr(A^T B^T B A) = sum((B^T B) * (A A^T)): products of r x r, never out x in.
         """
-        terms = [((b.mT @ b) * (a @ a.mT)).sum() for a, b in ((layer.A[position], layer.B[position]) for layer in self.layers.values())]
-        return torch.stack(terms).sum()
+        pairs = [(layer.A[position], layer.B[position]) for layer in self.layers.values()]
+        return torch.stack([((B.mT @ B) * (A @ A.mT)).sum() for A, B in pairs]).sum()
 
     # PEFT's folders
 
@@ -192,8 +195,10 @@ class AdapterStack:
         """
         config = read_peft_config(folder)
         if (config.rank, config.scale) != (self.config.rank, self.config.scale):
-            raise UserError(f"{folder}: rank {config.rank}, scale {config.scale:g}; the other members have rank "
-                            f"{self.config.rank}, scale {self.config.scale:g}")
+            raise UserError(
+                f"{folder}: rank {config.rank}, scale {config.scale:g}; the other members have rank "
+                f"{self.config.rank}, scale {self.config.scale:g}"
+            )
         try:
             tensors = safetensors.torch.load_file(folder / "adapter_model.safetensors")
         except (OSError, safetensors.SafetensorError) as error:
@@ -207,8 +212,10 @@ class AdapterStack:
                 for side, target in (("A", layer.A[position]), ("B", layer.B[position])):
                     weight = tensors[f"{PEFT_PREFIX}{name}.lora_{side}.weight"]
                     if weight.shape != target.shape:
-                        raise UserError(f"{folder}: {name} is {tuple(weight.shape)} there, {tuple(target.shape)} here; "
-                                        "the adapter was trained on another base")
+                        raise UserError(
+                            f"{folder}: {name} is {tuple(weight.shape)} there, {tuple(target.shape)} here; "
+                            "the adapter was trained on another base"
+                        )
                     target.copy_(weight)
 
 
@@ -220,21 +227,37 @@ def read_peft_config(folder: Path) -> Adapter:
         EnvironmentFault: the file is missing or damaged.
     """
     path = folder / "adapter_config.json"
-    try:
-        content: Mapping[str, Any] = json.loads(path.read_bytes())
-    except (OSError, ValueError) as error:
-        raise EnvironmentFault(f"{path}: missing or damaged ({error})") from error
-    odd = [key for key in ("use_dora", "alora_invocation_tokens", "rank_pattern", "alpha_pattern", "modules_to_save") if content.get(key)]
+    content = _read_json(path)
+    odd = [key for key in NOT_PLAIN if content.get(key)]
     if content.get("peft_type") != "LORA" or content.get("bias", "none") != "none" or odd:
         raise UserError(f"{path}: only plain LoRA adapters are read ({', '.join(odd) or content.get('peft_type')})")
     targets = content["target_modules"]
+    if isinstance(targets, str) and targets != "all-linear":
+        raise UserError(f"{path}: target_modules is the pattern {targets!r}; list the modules by name")
     return Adapter(
-        targets=targets if isinstance(targets, str) else tuple(targets),
+        targets="all-linear" if targets == "all-linear" else tuple(targets),
         rank=content["r"],
         alpha=content["lora_alpha"],
         dropout=content.get("lora_dropout", 0.0),
         rslora=content.get("use_rslora", False),
     )
+
+
+def read_base_name(folder: Path) -> str:
+    """Return the base that a PEFT folder says it was trained on.
+
+    Raises:
+        EnvironmentFault: adapter_config.json is missing or damaged.
+    """
+    return str(_read_json(folder / "adapter_config.json").get("base_model_name_or_path"))
+
+
+def _read_json(path: Path) -> Mapping[str, Any]:
+    try:
+        content: Mapping[str, Any] = json.loads(path.read_bytes())
+    except (OSError, ValueError) as error:
+        raise EnvironmentFault(f"{path}: missing or damaged ({error})") from error
+    return content
 
 
 def target_modules(model: nn.Module, targets: str | Sequence[str]) -> list[str]:
@@ -253,16 +276,27 @@ def target_modules(model: nn.Module, targets: str | Sequence[str]) -> list[str]:
     if targets == "all-linear":
         return [name for name in linear if not _SPARSE_PARTS.intersection(name.split("."))]
     if targets == "auto":
-        if {"q_proj", "v_proj"} <= set(last_parts):
-            targets = ("q_proj", "v_proj")
-        else:
-            targets = [name for name in FUSED_ATTENTION if name in last_parts][:1]
-            if not targets:
-                raise UserError(f"adapter.targets: no attention projection is known here; name some of {', '.join(last_parts)}")
+        targets = default_targets(model)
     for target in targets:
         if not any(_fits(name, (target,)) for name in linear):
             raise UserError(f"adapter.targets: no linear layer is named {target!r}; there are {', '.join(last_parts)}")
     return [name for name in linear if _fits(name, tuple(targets))]
+
+
+def default_targets(model: nn.Module) -> tuple[str, ...]:
+    """Return q_proj and v_proj, or else the name of the family's fused attention projection.
+
+    Raises:
+        UserError: the model has neither.
+    """
+    linear = [name for name, module in model.named_modules() if isinstance(module, nn.Linear | Conv1D)]
+    last_parts = sorted({name.rpartition(".")[2] for name in linear})
+    if {"q_proj", "v_proj"} <= set(last_parts):
+        return ("q_proj", "v_proj")
+    fused = tuple(name for name in FUSED_ATTENTION if name in last_parts)
+    if not fused:
+        raise UserError(f"adapter.targets: no attention projection is known here; name some of {', '.join(last_parts)}")
+    return fused[:1]
 
 
 def _fits(name: str, targets: tuple[str, ...]) -> bool:

@@ -66,7 +66,7 @@ def load(base: config.Base, device: str | torch.device = "cpu") -> Backbone:
             folder, dtype=dtype, use_safetensors=True, trust_remote_code=base.trust_remote_code
         )
     except (ValueError, OSError, KeyError) as error:
-        raise UserError(f"{base.model}: cannot be loaded as a causal language model: {' '.join(str(error).split())}") from error
+        raise UserError(f"{base.model}: cannot be loaded as a causal language model: {_one_line(error)}") from error
     # Evaluation mode in training too: of the base nothing is trained, and its own dropout would be unseeded noise.
     model.requires_grad_(False).eval().to(device)
     identity = {
@@ -93,7 +93,7 @@ def locate(base: config.Base) -> tuple[Path, str | None]:
     if path.is_dir():
         return path, None
     if path.is_absolute() or base.model.count("/") != 1:
-        raise UserError(f"base.model {base.model!r}: neither a folder, nor a .gguf file, nor a hub id (ORGANISATION/NAME)")
+        raise UserError(f"base.model {base.model!r}: no folder, no .gguf file, and no hub id (ORGANISATION/NAME)")
     return _from_hub(base)
 
 
@@ -105,8 +105,7 @@ def _from_hub(base: config.Base) -> tuple[Path, str]:
     try:
         folder = Path(snapshot_download(base.model, revision=base.revision, allow_patterns=patterns))
     except (RepositoryNotFoundError, LocalEntryNotFoundError, HfHubHTTPError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise UserError(f"base.model {base.model!r}: no such folder here, and not to be had from the hub ({reason})") from error
+        raise UserError(f"base.model {base.model!r}: no folder here, and not on the hub: {_one_line(error)}") from error
     return folder, folder.name
 
 
@@ -133,10 +132,14 @@ def _from_gguf(path: Path) -> Path:
             model.save_pretrained(temporary)
             temporary.rename(target)
         except (ValueError, KeyError, OSError) as error:
-            raise UserError(f"{path}: cannot be read as a causal language model: {' '.join(str(error).split())}") from error
+            raise UserError(f"{path}: cannot be read as a causal language model: {_one_line(error)}") from error
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
     return target
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())
 
 
 def sha256_of_folder(folder: Path) -> str:

@@ -52,9 +52,9 @@ def predict(
     log_probs, scores = (np.full((M, N, K), -np.inf) for _ in range(2))
     extra = _Extra(M, trees, evaluation)
     by_length = sorted(range(N), key=lambda n: trees[n].length, reverse=True)
-    groups = [positions[first : first + members_per_pass] for first in range(0, len(positions), members_per_pass)] or [()]
+    groups = [positions[start : start + members_per_pass] for start in range(0, len(positions), members_per_pass)]
     with torch.inference_mode():
-        for number, group in enumerate(groups):
+        for number, group in enumerate(groups or [()]):
             P = max(len(group), 1)
             rows = slice(number * members_per_pass, number * members_per_pass + P)
             for part in engine.slices([[trees[n] for n in by_length]] * P):
@@ -89,8 +89,8 @@ def predict(
 class _Extra:
     """What letters templates store beside the choices: arrays [M, N, ...], None where not asked for."""
 
-    def __init__(self, M: int, trees: Sequence[TokenTree], evaluation: Evaluation):
-        N, self.trees, self.top = len(trees), trees, evaluation.store_top
+    def __init__(self, members: int, trees: Sequence[TokenTree], evaluation: Evaluation):
+        M, N, self.trees, self.top = members, len(trees), trees, evaluation.store_top
         letters = trees[0].letters
         self.outside_mass = np.zeros((M, N)) if letters else None
         self.letter_log_probs = np.zeros((M, N, len(letters))) if letters and evaluation.fixed_letters else None
@@ -118,5 +118,5 @@ class _Extra:
             self.top_log_probs[rows, index] = best.values.cpu().numpy()
 
 
-def _lengths(rows: Sequence[Sequence[int]], K: int) -> NDArray[np.int64]:
-    return np.array([[*row, *[0] * (K - len(row))] for row in rows], dtype=np.int64)
+def _lengths(rows: Sequence[Sequence[int]], width: int) -> NDArray[np.int64]:
+    return np.array([[*row, *[0] * (width - len(row))] for row in rows], dtype=np.int64)

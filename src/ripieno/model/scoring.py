@@ -55,22 +55,25 @@ class Engine:
         self.batch_tokens = batch_tokens
         self.whole_sequences = False
 
-    def probe(self, trees: Sequence[TokenTree]) -> None:
+    def probe(self, trees: Sequence[TokenTree] = ()) -> None:
         """Compare cached branches with whole sequences on a few trees, and keep to the latter where they differ."""
         # Recurrent states cannot be padded at their beginning, nor branched like keys and values.
         recurrent = getattr(self.backbone.model, "_is_stateful", False)
         self.whole_sequences = recurrent or not self.backbone.accepts("past_key_values")
         if self.whole_sequences:
             return
+        trees = list(trees) or _probing_trees(self.backbone.model.config.vocab_size)
         with torch.no_grad():
-            cached = self._cached_branches((), list(trees), None)
-            whole = self._whole_branches((), list(trees), None)
+            cached = self._cached_branches((), trees, None)
+            whole = self._whole_branches((), trees, None)
         # Two orders of the same float32 (bfloat16) sums: thousands of roundings, far below what a wrong mask changes.
         scale = 1e-4 if self.backbone.model.dtype == torch.float32 else 5e-2
         difference = (cached[0] - whole[0]).abs().max()
         self.whole_sequences = not bool(difference <= scale * (1 + whole[0].abs().max()))
 
-    def score(self, members: Sequence[int], trees: Sequence[Sequence[TokenTree]], dropout_seeds: Sequence[int] | None = None) -> Scores:
+    def score(
+        self, members: Sequence[int], trees: Sequence[Sequence[TokenTree]], dropout_seeds: Sequence[int] | None = None
+    ) -> Scores:
         """Score each running member's own questions in one pass.
 
         Args:
@@ -90,7 +93,10 @@ class Engine:
         return Scores(choices.view(*shape, K), answer.view(*shape, -1))
 
     def sequence_log_probs(
-        self, members: Sequence[int], rows: Sequence[Sequence[TokenSequence]], dropout_seeds: Sequence[int] | None = None
+        self,
+        members: Sequence[int],
+        rows: Sequence[Sequence[TokenSequence]],
+        dropout_seeds: Sequence[int] | None = None,
     ) -> tuple[Tensor, Tensor]:
         """Return the log-probability of every token but the first of each member's rows.
 
@@ -169,7 +175,7 @@ class Engine:
     def _whole_branches(
         self, members: Sequence[int], trees: list[TokenTree], seeds: list[int] | None
     ) -> tuple[Tensor, Tensor]:
-        """As `_cached_branches`, each choice as a whole sequence: any causal model, at the cost of its repeated tokens."""
+        """As `_cached_branches`, each choice as a whole sequence: any causal model, at the cost of repeated tokens."""
         device = self.backbone.device
         fed = [(r, k, branch) for r, tree in enumerate(trees) for k, branch in enumerate(tree.branches)]
         groups = self._by_member(fed, len(trees) // max(len(members), 1), len(members))
@@ -177,8 +183,11 @@ class Engine:
         batch = pad([trees[r].question + branch for r, _, branch in rows], device)
         T = batch.tokens.shape[1]
         keys = self._token_keys(
-            seeds and [seeds[r] for r, _, _ in rows], [trees[r] for r, _, _ in rows], [k + 1 for _, k, _ in rows],
-            [0] * len(rows), T,
+            seeds and [seeds[r] for r, _, _ in rows],
+            [trees[r] for r, _, _ in rows],
+            [k + 1 for _, k, _ in rows],
+            [0] * len(rows),
+            T,
         )
         logits = self._forward(members, keys, input_ids=batch.tokens, attention_mask=batch.mask.long()).logits
         starts = torch.tensor([len(trees[r].question) for r, _, _ in rows], device=device)
@@ -214,10 +223,7 @@ class Engine:
         """
         if seeds is None or self.stack is None or not self.stack.config.dropout:
             return None
-        keys = [
-            _hash(seed, row.key, branch)
-            for seed, row, branch in zip(seeds, rows, branches, strict=True)
-        ]
+        keys = [_hash(seed, row.key, branch) for seed, row, branch in zip(seeds, rows, branches, strict=True)]
         device = self.backbone.device
         position = torch.tensor(starts, device=device)[:, None] + torch.arange(width, device=device)
         return torch.tensor(keys, device=device)[:, None] + position * 0x632BE59BD9B4E019
@@ -255,6 +261,13 @@ def choice_log_probs(scores: Tensor, trees: Sequence[Sequence[TokenTree]], norma
 def _lengths(tree: TokenTree, normalisation: Normalisation, width: int) -> list[float]:
     of_choices = [len(branch) for branch in tree.branches] if normalisation == "token" else tree.choice_bytes
     return [*map(float, of_choices), *[1.0] * (width - len(of_choices))]
+
+
+def _probing_trees(vocabulary: int) -> list[TokenTree]:
+    """Return two trees of different lengths, of tokens spread over the vocabulary."""
+    tokens = [(7 + 7919 * n) % vocabulary for n in range(64)]
+    branches = tuple(tuple(tokens[n : n + 2 + n]) for n in range(3))
+    return [TokenTree(length, tuple(tokens[:length]), branches, (1, 1, 1), 0) for length in (40, 9)]
 
 
 def _log_prob_of(logits: Tensor, tokens: Tensor) -> Tensor:

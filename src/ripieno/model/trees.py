@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from os.path import commonprefix
 from typing import Any
 
 from ripieno.config import Prompt, TooLong
@@ -159,7 +158,7 @@ class Encoder:
         prompt = self._encode(filled.prompt)
         whole = [self._encode(filled.prompt + answer + self._newline()) + self._end() for answer in filled.answers]
         # Tokens may join across the boundary, so what the prompt and every solved prompt share is the question.
-        shared = len(commonprefix([prompt, *whole]))
+        shared = _shared_front([prompt, *whole])
         branches = tuple(tuple(tokens[shared:]) for tokens in whole)
         letters: tuple[int, ...] = ()
         if self.template.letters:
@@ -178,7 +177,7 @@ class Encoder:
 
     def _solved(self, question: Question) -> TokenSequence:
         if question.answer is None:
-            raise UserError(f"question {question.id!r} has no answer, and the next_token loss trains on solved questions")
+            raise UserError(f"question {question.id!r} has no answer; the next_token loss trains on solved questions")
         filled = self._filled(question)
         solved = filled.prompt + filled.answers[question.answer] + filled.closing + self._newline()
         return TokenSequence(_key(question.id), tuple(self._encode(solved) + self._end()))
@@ -236,6 +235,12 @@ class Encoder:
         if any(len(tail) != 1 for tail in tails):
             raise UserError(f"template {self.template.name!r}: a letter of a to e is not one token of this tokenizer")
         return tuple(tail[0] for tail in tails)
+
+
+def _shared_front(rows: Sequence[Sequence[int]]) -> int:
+    """Return how many tokens all rows begin with."""
+    columns = enumerate(zip(*rows, strict=False))
+    return next((n for n, column in columns if len(set(column)) > 1), min(map(len, rows)))
 
 
 def _without_words(question: Question, words: list[str], cut: int) -> Question:

@@ -1,1 +1,1 @@
-"""One self-contained HTML page that says how far the answers of a run can be trusted."""
+"""The page that says what an ensemble knows, and where it should not be trusted."""

@@ -194,7 +194,7 @@ def confidence_on(results: Results, s: EvaluatedSet) -> tuple[int | None, str]:
 def how_confident(results: Results, sets: Sequence[EvaluatedSet]) -> Finding:
     """Answer "Can I believe its confidence?" for every set."""
     found = [(s, *confidence_on(results, s)) for s in sets]
-    words = {1: "over-confident", -1: "under-confident", 0: "no sign that it is wrong", None: "not at every level"}
+    words = {1: "over-confident", -1: "under-confident", 0: "no sign that it is wrong", None: "off at some levels"}
     verdicts = []
     for out, role in ((False, "In domain"), (True, "Out of domain")):
         mine = [words[way] for s, way, _ in found if s.out == out and s.gap is not None]
@@ -318,11 +318,10 @@ def where_not(results: Results, sets: Sequence[EvaluatedSet], members: int) -> F
             reasons.append("nothing clearly warns that it is unfamiliar")
         if reasons:
             warnings.append(f"{s.name}: {'; '.join(reasons)}.")
-    verdict = (
-        f"On {len(warnings)} of the {counted(len(sets), 'set')} there is a reason not to."
-        if warnings
-        else "No set shown here gives a reason not to, which is no proof."
-    )
+    verdict = "No set shown here gives a reason not to, which is no proof."
+    if warnings:
+        share = "every set" if len(warnings) == len(sets) else f"{len(warnings)} of {len(sets)} sets"
+        verdict = f"On {share} shown here there is a reason not to."
     return Finding("Where should it not be trusted?", verdict, (*warnings, ALWAYS))
 
 

@@ -1,0 +1,1 @@
+"""M members from questions to adapters."""

@@ -15,7 +15,13 @@ from ripieno.runs import RunFolder
 
 
 def save(
-    run: RunFolder, backbone: Backbone, stack: AdapterStack, position: int, optimizer: torch.optim.AdamW, epoch: int, step: int
+    run: RunFolder,
+    backbone: Backbone,
+    stack: AdapterStack,
+    position: int,
+    optimizer: torch.optim.AdamW,
+    epoch: int,
+    step: int,
 ) -> None:
     """Write what a member needs to go on: its adapter and its optimizer's state; older optimizer states are removed."""
     member = stack.members[position]

@@ -158,7 +158,9 @@ class Trainer:
                 break
         if alive:
             seconds = time.perf_counter() - start
-            self.run.append("timing.jsonl", {"what": "train", "epoch": epoch, "questions": questions, "seconds": seconds})
+            self.run.append(
+                "timing.jsonl", {"what": "train", "epoch": epoch, "questions": questions, "seconds": seconds}
+            )
         self._finish(epoch, alive)
 
     def _gradients(self, batch: dict[int, list[Row]]) -> dict[int, float]:
@@ -209,7 +211,9 @@ class Trainer:
         norm = torch.nn.utils.clip_grad_norm_(parameters, training.clip or math.inf).item()
         member = self.stack.members[p]
         if not (math.isfinite(loss) and math.isfinite(norm)):
-            self._stop(p, epoch, None, f"its loss ({loss:g}) or gradient ({norm:g}) is not finite at step {self.steps[p]}")
+            self._stop(
+                p, epoch, None, f"its loss ({loss:g}) or gradient ({norm:g}) is not finite at step {self.steps[p]}"
+            )
             return False
         rate = learning_rate(self.config, self.steps[p], total_steps)
         optimizer.param_groups[0]["lr"] = rate

@@ -10,6 +10,7 @@ from torch import Tensor
 from ripieno.model.scoring import Engine, Normalisation, Scores, choice_log_probs
 from ripieno.model.trees import TokenSequence, TokenTree
 
+
 def choices(scores: Scores, trees: Sequence[Sequence[TokenTree]], normalisation: Normalisation) -> Tensor:
     """Return [P]: summed cross-entropy over each question's own K choices, by the rule used at evaluation."""
     log_probs = choice_log_probs(scores.choices, trees, normalisation)

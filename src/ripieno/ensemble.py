@@ -1,0 +1,177 @@
+"""An ensemble ready to answer: a base, its members' adapters, and the prompt they were trained with."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Self
+
+import torch
+
+from ripieno.config import Adapter, Base, Compute, Evaluation, Prompt
+from ripieno.data.question import Question
+from ripieno.data.splits import load as load_dataset
+from ripieno.errors import UserError
+from ripieno.model import backbone as backbones
+from ripieno.model.adapters import AdapterStack, read_base_name, read_peft_config
+from ripieno.model.backbone import Backbone
+from ripieno.model.prediction import Asked, predict
+from ripieno.model.scoring import Engine
+from ripieno.model.trees import Encoder
+from ripieno.predictions import Predictions
+from ripieno.progress import Progress
+from ripieno.runs import RunFolder
+from ripieno.training.loop import adapter_epochs
+
+
+@dataclass
+class Ensemble:
+    """Answers questions with every member.
+
+    Args:
+        engine: scores with the base and the members' adapters.
+        stack: the members' adapters.
+        encoder: questions to token trees.
+        prompt: template and scoring rule.
+        evaluation: longest prompt, and what else to store.
+        members_per_pass: members that share a forward pass.
+        positions: of the members that answer, in the engine's stack; () asks the base alone.
+    """
+
+    engine: Engine
+    stack: AdapterStack
+    encoder: Encoder
+    prompt: Prompt
+    evaluation: Evaluation
+    members_per_pass: int
+    positions: Sequence[int]
+
+    @classmethod
+    def load(
+        cls, source: str | Path | Sequence[str | Path], *, epoch: int | None = None, prompt: Prompt | None = None
+    ) -> Self:
+        """Load a run's ensemble, or one from PEFT folders.
+
+        Args:
+            source: a run folder, or the PEFT folders of M adapters of one base.
+            epoch: of a run; the last one by default, 0 for the base alone.
+            prompt: for PEFT folders, which do not say how their questions were put; the default prompt where None.
+
+        Raises:
+            UserError: there is no run or adapter, or the adapters do not fit together.
+        """
+        if isinstance(source, str | Path):
+            return cls._of_run(RunFolder(Path(source)), epoch)
+        folders = [Path(folder) for folder in source]
+        if not folders:
+            raise UserError("Ensemble.load: give one adapter folder at least")
+        names = {read_base_name(folder) for folder in folders}
+        if len(names) > 1:
+            raise UserError(f"Ensemble.load: these adapters are of different bases: {', '.join(sorted(names))}")
+        backbone = backbones.load(Base(model=names.pop()), device_of(Compute()))
+        prompt = prompt or Prompt()
+        adapter, members = read_peft_config(folders[0]), range(len(folders))
+        ensemble = cls.assemble(backbone, adapter, members, prompt, pool=few_shot_pool(prompt))
+        for position, folder in enumerate(folders):
+            ensemble.stack.load_peft(position, folder)
+        return ensemble
+
+    @classmethod
+    def _of_run(cls, run: RunFolder, epoch: int | None) -> Self:
+        config = run.config()
+        epoch = config.training.epochs if epoch is None else epoch
+        if not 0 <= epoch <= config.training.epochs:
+            raise UserError(f"{run.path}: has epochs 0 (the base) to {config.training.epochs}, not {epoch}")
+        epochs = adapter_epochs(run, range(config.training.members), epoch) if epoch else {}
+        backbone = backbones.load(config.base, device_of(Compute()))
+        ensemble = cls.assemble(
+            backbone, config.adapter, list(epochs), config.prompt, config.evaluation, pool=few_shot_pool(config.prompt)
+        )
+        for position, (member, at) in enumerate(epochs.items()):
+            ensemble.stack.load_peft(position, run.adapter(member, at))
+        return ensemble
+
+    @classmethod
+    def assemble(
+        cls,
+        backbone: Backbone,
+        adapter: Adapter,
+        members: Sequence[int],
+        prompt: Prompt,
+        evaluation: Evaluation | None = None,
+        compute: Compute | None = None,
+        pool: Sequence[Question] = (),
+    ) -> Self:
+        """Put empty adapters (their weights zero) on a base.
+
+        Args:
+            backbone: the base; its targeted layers are replaced.
+            adapter: what kind.
+            members: the ensemble's numbers of the members.
+            prompt, evaluation, compute: as in a config.
+            pool: the few-shot examples' split.
+        """
+        compute = decide(compute or Compute(), backbone.device, len(members))
+        assert isinstance(compute.batch_tokens, int)
+        assert isinstance(compute.members_per_pass, int)
+        stack = AdapterStack(backbone.model, adapter, members)
+        engine = Engine(backbone, stack, compute.batch_tokens)
+        engine.probe()
+        encoder = Encoder(backbone.tokenizer, prompt, pool, backbone.limit)
+        return cls(
+            engine, stack, encoder, prompt, evaluation or Evaluation(), compute.members_per_pass, range(len(members))
+        )
+
+    def predict(self, questions: Sequence[Question], progress: Progress | None = None) -> Predictions:
+        """Answer questions with every member.
+
+        Args:
+            questions: N of them; those too long are left out where `evaluation.too_long` is `drop`.
+            progress: advanced by one a member and question.
+
+        Returns:
+            Predictions: `.probs` float64 [M, N, K], 0 where a choice is absent, and `.mask` [N, K].
+
+        Raises:
+            UserError: a question is too long, or a letter is not one token.
+        """
+        return self.answer(self.encode(questions), self.positions, progress)
+
+    def encode(self, questions: Sequence[Question]) -> Asked:
+        """Put questions into the prompt; those too long are left out where `evaluation.too_long` is `drop`."""
+        trees, dropped = self.encoder.trees(questions, self.evaluation.max_tokens, self.evaluation.too_long)
+        left_out = {question.id for question in dropped}
+        return Asked([question for question in questions if question.id not in left_out], trees)
+
+    def answer(self, asked: Asked, positions: Sequence[int], progress: Progress | None = None) -> Predictions:
+        """As `predict`, of encoded questions by some of the members; by the base alone, as member 0, for ()."""
+        if not asked.questions:
+            raise UserError("there are no questions to answer (all of them were too long, or the file holds none)")
+        return predict(self.engine, positions, asked, self.prompt, self.evaluation, self.members_per_pass, progress)
+
+
+def decide(compute: Compute, device: torch.device, members: int) -> Compute:
+    """Decide every `auto`: a few hundred tokens a step fill a CPU, a GPU needs the members together."""
+    on_gpu = device.type != "cpu"
+    return compute.model_copy(
+        update={
+            "device": str(device),
+            "members_per_pass": (
+                (members if on_gpu else 1) if compute.members_per_pass == "auto" else compute.members_per_pass
+            ),
+            "batch_tokens": (8192 if on_gpu else 1024) if compute.batch_tokens == "auto" else compute.batch_tokens,
+        }
+    )
+
+
+def device_of(compute: Compute) -> str:
+    """Return the device that is asked for; for `auto`, `cuda` where there is one, else `cpu`."""
+    if compute.device != "auto":
+        return compute.device
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def few_shot_pool(prompt: Prompt, data_dir: Path | None = None) -> list[Question]:
+    """Return the questions that a prompt takes its solved examples from."""
+    return load_dataset(prompt.few_shot.dataset, data_dir=data_dir).questions if prompt.few_shot else []

@@ -1,0 +1,522 @@
+"""The whole experiment, from top to bottom: train, evaluate, calibrate, report."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+import torch
+
+from ripieno import config as configs
+from ripieno import measures, predictions
+from ripieno.config import Config, Evaluation
+from ripieno.data import splits
+from ripieno.data.prompts import TEMPLATES
+from ripieno.data.question import Question, Text, content_key, questions_to_parquet, read_questions
+from ripieno.data.splits import DatasetName, Roles
+from ripieno.ensemble import Ensemble, decide, device_of, few_shot_pool
+from ripieno.errors import UserError
+from ripieno.measures import analysis
+from ripieno.model import backbone as backbones
+from ripieno.model.adapters import default_targets
+from ripieno.model.backbone import Backbone
+from ripieno.model.prediction import Asked
+from ripieno.predictions import Predictions
+from ripieno.progress import TRAINING_COST, Progress
+from ripieno.report.build import Summary, build, write_tables
+from ripieno.runs import RunFolder, sha256_of
+from ripieno.training.loop import Examples, Trainer, adapter_epochs, stopped_members
+
+BASE = "base"  # the method of the base's own predictions: epoch 0, member 0
+METHOD = "ensemble"
+EXTRAS = {"fixed_letters", "store_top"}  # of a config's `evaluation`: what else is stored, moving no prediction
+
+
+# ---- train ----------------------------------------------------------------------------------------------------------
+
+
+def train(
+    config: Config | Path | str,
+    path: Path | str | None = None,
+    *,
+    members: Sequence[int] | None = None,
+    data_dir: Path | None = None,
+    progress: Progress | None = None,
+) -> RunFolder:
+    """Train the members, or go on where an earlier start of the same run ended.
+
+    Args:
+        config: an experiment, or the YAML file of one.
+        path: the run folder; runs/NAME by default.
+        members: which of the ensemble's to train now; all by default.
+        data_dir: a folder with originally released data files.
+        progress: advanced by `TRAINING_COST` a member and training question.
+
+    Raises:
+        UserError: the config does not fit the data or the base, or the folder holds another run.
+        EnvironmentFault: the run is locked, or a file is damaged.
+    """
+    config = config if isinstance(config, Config) else configs.load(config)
+    run = RunFolder(Path(path or f"runs/{config.name}"))
+    chosen = list(range(config.training.members)) if members is None else sorted(set(members))
+    if not chosen or chosen[0] < 0 or chosen[-1] >= config.training.members:
+        raise UserError(f"--members: the ensemble has members 0 to {config.training.members - 1}")
+    progress = progress or Progress(quiet=True)
+    progress.describe("loading the data and the base")
+    with run.lock():
+        roles = splits.assign(_role_names(config), data_dir=data_dir, seed=config.data.seed, labels=config.data.labels)
+        backbone = backbones.load(config.base, device_of(config.compute))
+        config = resolve(config, backbone)
+        if config.compute.threads:
+            torch.set_num_threads(config.compute.threads)
+        ensemble = _assemble(config, backbone, chosen, data_dir)
+        rows, validation, too_long = _training_rows(ensemble, config, roles)
+        facts = {
+            "base": backbone.identity,
+            "sources": [asdict(source) for source in roles.sources],
+            "counts": {role: {name: len(s.rows) for name, s in sets.items()} for role, sets in roles.sets.items()},
+            "equal_choices": {n: s.equal_choices for sets in roles.sets.values() for n, s in sets.items()},
+            "dropped": {"overlap": [asdict(drop) for drop in roles.drops], "too_long": too_long},
+            "shared_calibration": roles.shared_calibration,
+        }
+        run.start(config, {"base_sha256": backbone.identity["sha256"], "questions_sha256": _digest(roles)}, facts)
+        for sets in roles.sets.values():
+            for loaded in sets.values():
+                file = run.questions(loaded.name.folder, loaded.name.file)
+                if loaded.questions and not run.whole(file):
+                    run.write(file, questions_to_parquet(loaded.questions))
+
+        def validate(positions: Sequence[int]) -> list[tuple[float, float]]:
+            p = ensemble.answer(validation, positions, progress)
+            losses = measures.nll(p.log_probs, p.targets).mean(axis=1)
+            return list(zip(losses.tolist(), measures.correct(p.probs, p.targets).mean(axis=1).tolist(), strict=True))
+
+        examples = Examples(rows, ensemble.encoder, config)
+        checked = validate if validation.questions else None
+        Trainer(ensemble.engine, ensemble.stack, examples, checked, config, run, progress).train()
+    return run
+
+
+def resolve(config: Config, backbone: Backbone) -> Config:
+    """Decide every `auto` of a config, for a base and the machine at hand."""
+    targets = default_targets(backbone.model) if config.adapter.targets == "auto" else config.adapter.targets
+    compute = decide(config.compute, backbone.device, config.training.members)
+    return config.model_copy(
+        update={"adapter": config.adapter.model_copy(update={"targets": targets}), "compute": compute}
+    )
+
+
+def _role_names(config: Config) -> dict[str, Sequence[str]]:
+    data = config.data
+    return {
+        "train": data.train,
+        "validation": data.validation,
+        "calibration": data.calibration,
+        "certification": data.certification,
+        "test": data.test,
+        "ood": data.out_of_domain,
+    }
+
+
+def _training_rows(
+    ensemble: Ensemble, config: Config, roles: Roles
+) -> tuple[list[Question | Text], Asked, dict[str, list[str]]]:
+    """Return what is trained on, the encoded validation questions, and the ids of those too long, by role."""
+    training, rows = config.training, roles.train
+    if training.loss != "next_token":
+        texts = [row.id for row in rows if isinstance(row, Text)]
+        if texts:
+            raise UserError(
+                f"data.train: holds running text ({texts[0]!r}), which trains under training.loss next_token"
+            )
+    unknown = [row.id for row in rows if isinstance(row, Question) and row.answer is None]
+    if unknown:
+        raise UserError(f"data.train: {len(unknown)} questions have no answer, the first is {unknown[0]!r}")
+    encoder, questions = ensemble.encoder, [row for row in rows if isinstance(row, Question)]
+    dropped: Sequence[Question | Text]
+    if training.loss == "next_token":
+        dropped = encoder.sequences(rows, training.max_tokens, training.too_long)[1]
+    else:
+        dropped = encoder.trees(questions, training.max_tokens, training.too_long)[1]
+    left_out = {row.id for row in dropped}
+    kept = [row for row in rows if row.id not in left_out]
+    if not kept:
+        raise UserError(f"data.train: all {len(rows)} questions are over training.max_tokens {training.max_tokens}")
+    known = [question for question in roles.questions("validation") if question.answer is not None]
+    validation = ensemble.encode(known)
+    answered = {question.id for question in validation.questions}
+    too_long = {
+        "train": [row.id for row in dropped],
+        "validation": [question.id for question in known if question.id not in answered],
+    }
+    return kept, validation, too_long
+
+
+def _digest(roles: Roles) -> str:
+    """Return the sha256 of every role's rows: what must be the same for a run to go on."""
+    content = [
+        [role, name, [[row.id, content_key(row), getattr(row, "answer", None)] for row in loaded.rows]]
+        for role, sets in roles.sets.items()
+        for name, loaded in sets.items()
+    ]
+    return hashlib.sha256(json.dumps(content).encode()).hexdigest()
+
+
+# ---- evaluate -------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Job:
+    """One file of predictions to make: a data set as the members (or the base) answer it after an epoch."""
+
+    name: DatasetName
+    epoch: int
+    members: dict[int, int]  # member -> the epoch of the adapter it answers with; {} for the base
+    file: Path
+
+    @property
+    def method(self) -> str:
+        """Whose predictions they are."""
+        return METHOD if self.epoch else BASE
+
+
+def evaluate(
+    run: RunFolder,
+    datasets: Sequence[str] = (),
+    epochs: Sequence[int] | None = None,
+    *,
+    extras: Mapping[str, Any] | None = None,
+    data_dir: Path | None = None,
+    progress: Progress | None = None,
+) -> list[Path]:
+    """Ask the base (epoch 0) and the members after each epoch; what is there already is not computed again.
+
+    Args:
+        run: a trained run.
+        datasets: names; by default the config's test and out-of-domain sets, and its calibration sets too.
+        epochs: 0 (the base) to E; by default all (of the calibration sets, the first and the last).
+        extras: keys of the config's `evaluation` to change, such as {"store_top": "all"}.
+        data_dir: a folder with originally released data files, for sets that the run does not hold yet.
+        progress: advanced by one a member and question.
+
+    Returns:
+        The files of predictions, those that were there among them.
+
+    Raises:
+        UserError: an epoch or a set does not exist, or the epoch is not trained.
+    """
+    config, progress = run.config(), progress or Progress(quiet=True)
+    if extras:
+        changed = {**config.model_dump(), "evaluation": {**config.evaluation.model_dump(), **extras}}
+        config = configs.parse(changed, str(run.path))
+    with run.lock():
+        jobs = _jobs(run, config, datasets, epochs)
+        asked = {job.name: _questions(run, config, job.name, data_dir) for job in jobs}
+        ensemble: Ensemble | None = None
+        for job in jobs:
+            inputs = _inputs(run, config, job, asked[job.name])
+            if run.whole(job.file) and _holds(job.file, inputs, config.evaluation):
+                progress.advance(max(len(job.members), 1) * len(asked[job.name]))
+                continue
+            if ensemble is None:
+                backbone = backbones.load(config.base, device_of(config.compute))
+                if backbone.identity["sha256"] != run.manifest()["base_sha256"]:
+                    raise UserError(
+                        f"{config.base.model}: is not the base that {run.path} was trained on (its files differ)"
+                    )
+                members = range(config.training.members)
+                ensemble = _assemble(config, backbone, members, data_dir)
+            p = _answer(run, ensemble, job, asked[job.name], progress)
+            about = {"inputs": inputs, "extras": config.evaluation.model_dump(include=EXTRAS)}
+            p = replace(p, metadata={**_metadata(run, config), **about, **p.metadata})
+            run.write(job.file, predictions.to_parquet(p))
+    return [job.file for job in jobs]
+
+
+def _jobs(run: RunFolder, config: Config, datasets: Sequence[str], epochs: Sequence[int] | None) -> list[Job]:
+    last, data = config.training.epochs, config.data
+    if epochs is not None and not all(0 <= epoch <= last for epoch in epochs):
+        raise UserError(f"--epoch: {run.path} has epochs 0 (the base) to {last}")
+    every = list(range(last + 1)) if epochs is None else list(epochs)
+    ends = sorted({0, last}) if epochs is None else list(epochs)
+    wanted = [(name, every) for name in datasets or (*data.test, *data.out_of_domain)]
+    wanted += [] if datasets else [(name, ends) for name in data.calibration]
+    jobs = []
+    for text, of_epochs in dict(wanted).items():
+        name = DatasetName.parse(text)
+        for epoch in of_epochs:
+            members = adapter_epochs(run, range(config.training.members), epoch) if epoch else {}
+            untrained = [m for m, at in members.items() if not run.whole(*run.adapter_files(m, at))]
+            if untrained:
+                raise UserError(
+                    f"{run.path}: member {untrained[0]} has no whole adapter of epoch {members[untrained[0]]}; "
+                    "`ripieno train` with the run's config makes it"
+                )
+            method = METHOD if epoch else BASE
+            jobs.append(Job(name, epoch, members, run.predictions(name.folder, name.file, method, epoch)))
+    return jobs
+
+
+def _questions(run: RunFolder, config: Config, name: DatasetName, data_dir: Path | None) -> list[Question]:
+    """Return a set's questions: the run's own copy, or newly read, without those that the members trained on."""
+    file = run.questions(name.folder, name.file)
+    if run.whole(file):
+        return read_questions(file)
+    loaded = splits.load(name, data_dir=data_dir, seed=config.data.seed, labels=config.data.labels)
+    trained: set[str] = set()
+    for train_name in map(DatasetName.parse, config.data.train):
+        trained_on = run.questions(train_name.folder, train_name.file)
+        if run.whole(trained_on):
+            trained |= {content_key(question) for question in read_questions(trained_on)}
+    questions = [question for question in loaded.questions if content_key(question) not in trained]
+    if not questions:
+        raise UserError(f"{name.written}: the members trained on every question of it")
+    run.write(file, questions_to_parquet(questions))
+    return questions
+
+
+def _answer(
+    run: RunFolder, ensemble: Ensemble, job: Job, questions: Sequence[Question], progress: Progress
+) -> Predictions:
+    progress.describe(f"asking {job.name.written}, " + (f"epoch {job.epoch}" if job.epoch else "the base"))
+    start = time.perf_counter()
+    for member, at in job.members.items():
+        ensemble.stack.load_peft(member, run.adapter(member, at))
+    asked = ensemble.encode(questions)
+    p = ensemble.answer(asked, list(job.members), progress)
+    answered = set(p.question_ids)
+    dropped = [question.id for question in questions if question.id not in answered]
+    seconds = time.perf_counter() - start
+    line = {"what": "evaluate", "dataset": job.name.written, "epoch": job.epoch}
+    run.append("timing.jsonl", line | {"questions": len(answered) * len(p.members), "seconds": seconds})
+    return replace(
+        p,
+        dataset=job.name.dataset,
+        split=job.name.split,
+        method=job.method,
+        epoch=job.epoch,
+        metadata={"too_long": dropped},
+    )
+
+
+def _inputs(run: RunFolder, config: Config, job: Job, questions: Sequence[Question]) -> str:
+    """Return a sha256 of all that decides a file of predictions."""
+    adapters = {member: sha256_of(run.adapter_files(member, at)[1]) for member, at in job.members.items()}
+    asked = hashlib.sha256(questions_to_parquet(questions)).hexdigest()
+    parts = (config.adapter, config.prompt, config.evaluation)
+    how = [config.base.dtype, *(part.model_dump(mode="json", exclude=EXTRAS) for part in parts)]
+    content = [run.manifest()["base_sha256"], how, adapters, asked]
+    return hashlib.sha256(json.dumps(content).encode()).hexdigest()
+
+
+def _metadata(run: RunFolder, config: Config) -> dict[str, Any]:
+    template = TEMPLATES[config.prompt.template]
+    rule = {"normalisation": config.prompt.normalisation, "terminator": config.prompt.terminator}
+    return {
+        "config_hash": config.hash(),
+        "base": {"model": config.base.model, "sha256": run.manifest()["base_sha256"]},
+        "template": {"name": template.name, "version": template.version},
+        "scoring": {"rule": "letters"} if template.letters else {"rule": "text", **rule},
+    }
+
+
+def _holds(file: Path, inputs: str, evaluation: Evaluation) -> bool:
+    """Whether a file of predictions was made from these inputs, and stores all that is asked for."""
+    header = json.loads(pq.read_schema(file).metadata[b"ripieno"])
+    stored = Evaluation(**header["extras"])
+    letters = stored.fixed_letters or not evaluation.fixed_letters
+    return header["inputs"] == inputs and letters and evaluation.store_top in (None, stored.store_top)
+
+
+def _assemble(config: Config, backbone: Backbone, members: Sequence[int], data_dir: Path | None = None) -> Ensemble:
+    pool = few_shot_pool(config.prompt, data_dir)
+    return Ensemble.assemble(backbone, config.adapter, members, config.prompt, config.evaluation, config.compute, pool)
+
+
+# ---- calibrate ------------------------------------------------------------------------------------------------------
+
+
+def calibrate(run: RunFolder, *, data_dir: Path | None = None, progress: Progress | None = None) -> dict[str, float]:
+    """Fit the temperature of the base and of the last epoch's ensemble on the calibration role.
+
+    Returns:
+        Method -> the temperature that divides every member's scores before pooling.
+
+    Raises:
+        UserError: the config names no calibration sets.
+    """
+    config = run.config()
+    if not config.data.calibration:
+        raise UserError(f"{run.path}: its config names no data.calibration; add one and train again")
+    evaluate(run, config.data.calibration, [0, config.training.epochs], data_dir=data_dir, progress=progress)
+    temperatures: dict[str, float] = {}
+    for method, epoch in ((BASE, 0), (METHOD, config.training.epochs)):
+        names = map(DatasetName.parse, config.data.calibration)
+        files = [run.predictions(name.folder, name.file, method, epoch) for name in names]
+        p = predictions.concatenate([part for file in files for part in predictions.read_parquet(file)])
+        temperatures[method] = measures.fit_temperature(p.log_probs, p.mask, p.targets)
+    return temperatures
+
+
+# ---- report ---------------------------------------------------------------------------------------------------------
+
+
+def report(run: RunFolder) -> Path:
+    """Analyse every whole file of predictions, and write report/index.html, metrics.json and tables/.
+
+    Returns:
+        The page.
+
+    Raises:
+        UserError: nothing was evaluated yet.
+    """
+    config = run.config()
+    evaluated, calibration = read_predictions(run, config)
+    if not evaluated:
+        raise UserError(f"{run.path}: nothing to report yet; `ripieno evaluate {run.path}` asks the members first")
+    rows = analysis.analyze(evaluated, calibration=calibration)
+    comparisons = analysis.compare_with_references(evaluated, calibration=calibration)
+    content = json.dumps(analysis.to_json(rows, comparisons), indent=1, allow_nan=False)
+    run.write(run.report / "metrics.json", content + "\n")
+    for name, table in write_tables(rows, comparisons).items():
+        run.write(run.report / "tables" / name, table)
+    page = run.report / "index.html"
+    run.write(page, build(_summary(run, config, evaluated), evaluated, rows, comparisons))
+    return page
+
+
+def read_predictions(run: RunFolder, config: Config) -> tuple[list[Predictions], list[Predictions]]:
+    """Return a run's whole predictions: of the evaluated sets in the config's order, and of the calibration sets."""
+    data = config.data
+    wanted = [DatasetName.parse(text) for text in (*data.test, *data.out_of_domain)]
+    order = {(name.dataset, name.split): n for n, name in enumerate(wanted)}
+    calibrating = {(n.dataset, n.split) for n in map(DatasetName.parse, data.calibration)}
+    files = sorted((run.path / "predictions").rglob("*.parquet"))
+    parts = [p for file in files if run.whole(file) for p in predictions.read_parquet(file)]
+    evaluated = [p for p in parts if (p.dataset, p.split) not in calibrating - set(order)]
+    evaluated.sort(key=lambda p: (order.get((p.dataset, p.split), len(order)), p.name, p.epoch))
+    return evaluated, [p for p in parts if (p.dataset, p.split) in calibrating]
+
+
+def _summary(run: RunFolder, config: Config, evaluated: Sequence[Predictions]) -> Summary:
+    manifest, training, prompt = run.manifest(), config.training, config.prompt
+    in_domain = tuple(name for name in dict.fromkeys(p.name for p in evaluated) if name in _names(config.data.test))
+    seconds = {
+        what: sum(line["seconds"] for line in run.lines("timing.jsonl") if line["what"] == what)
+        for what in ("train", "evaluate")
+    }
+    targets = config.adapter.targets
+    rule = (
+        "one letter's token"
+        if TEMPLATES[prompt.template].letters
+        else (f"log-likelihood of the choice and its {prompt.terminator.replace('_', ' ')}, by {prompt.normalisation}")
+    )
+    return Summary(
+        name=config.name,
+        base=config.base.model,
+        base_sha256=manifest["base_sha256"],
+        method=METHOD,
+        members=training.members,
+        epochs=training.epochs,
+        rank=config.adapter.rank,
+        alpha=config.adapter.alpha,
+        targets=(targets,) if isinstance(targets, str) else targets,
+        loss=training.loss,
+        template=prompt.template,
+        scoring_rule=rule,
+        training=tuple(manifest["counts"]["train"].items()),
+        in_domain=in_domain,
+        out_of_domain=tuple(n for n in dict.fromkeys(p.name for p in evaluated) if n not in in_domain),
+        dropped=tuple(_dropped(manifest, evaluated)),
+        versions=manifest["versions"],
+        training_seconds=seconds["train"] or None,
+        evaluation_seconds=seconds["evaluate"] or None,
+        notes=tuple(notes(run)),
+        config_yaml=(run.path / "config.yaml").read_text(encoding="utf-8"),
+    )
+
+
+def _names(written: Sequence[str]) -> set[str]:
+    return {f"{name.dataset}/{name.split}" for name in map(DatasetName.parse, written)}
+
+
+def _dropped(manifest: Mapping[str, Any], evaluated: Sequence[Predictions]) -> list[str]:
+    """Say how many questions were left out, and why."""
+    overlap, too_long = manifest["dropped"]["overlap"], manifest["dropped"]["too_long"]
+    lines = []
+    for role in dict.fromkeys(drop["role"] for drop in overlap):
+        count = sum(drop["role"] == role for drop in overlap)
+        lines.append(f"{count} questions were left out of {role}, because a later role asks them too.")
+    lines += [f"{len(ids)} questions of {role} were left out as too long." for role, ids in too_long.items() if ids]
+    evaluated_too_long = {p.name: len(p.metadata.get("too_long", ())) for p in evaluated}
+    lines += [
+        f"{count} questions of {name} were left out as too long." for name, count in evaluated_too_long.items() if count
+    ]
+    return lines
+
+
+def notes(run: RunFolder) -> list[str]:
+    """Say what a run cannot show."""
+    config = run.config()
+    said = [
+        "The ensemble was trained once. Intervals speak of other questions to these members, not of training again.",
+    ]
+    trained = {(n.dataset, n.splits) for n in map(DatasetName.parse, config.data.train)}
+    if any((n.dataset, n.splits) in trained for n in map(DatasetName.parse, config.data.test)):
+        said.append(
+            "Training and in-domain test questions are drawn from one released split, so the test set is as like the "
+            "training set as can be; questions from elsewhere will be answered less well."
+        )
+    if not config.training.bagging:
+        said.append(
+            "Members differ by their seed alone (initialisation and order), so they may disagree less than they should."
+        )
+    if run.manifest()["shared_calibration"]:
+        said.append("The temperature was fitted on the validation questions, which also chose when to stop.")
+    failed = [m for m, (_, kept) in stopped_members(run).items() if kept is None]
+    if failed:
+        said.append(f"Left out, because their training failed: member {', '.join(map(str, failed))}.")
+    return said
+
+
+# ---- demo -----------------------------------------------------------------------------------------------------------
+
+
+def demo(path: Path, progress: Progress) -> Path:
+    """Run the whole job on the embedded default, and return the report's page."""
+    config = demo_config()
+    run = train(config, path, progress=progress)
+    evaluate(run, progress=progress)
+    return report(run)
+
+
+def demo_config() -> Config:
+    """Return the embedded default, as shipped (configs/demo.yaml)."""
+    with resources.as_file(resources.files("ripieno") / "demo.yaml") as file:
+        return configs.load(file)
+
+
+def work(
+    config: Config,
+    members: Sequence[int] | None = None,
+    training: bool = True,
+    evaluating: bool = True,
+    data_dir: Path | None = None,
+) -> int:
+    """Return the units of progress of a job: questions x members, for the bar."""
+    roles = splits.assign(_role_names(config), data_dir=data_dir, seed=config.data.seed, labels=config.data.labels)
+    epochs, M = config.training.epochs, len(members) if members else config.training.members
+    units = 0
+    if training:
+        units += (TRAINING_COST * len(roles.train) + len(roles.questions("validation"))) * M * epochs
+    if evaluating:
+        units += (len(roles.questions("test")) + len(roles.questions("ood"))) * (1 + M * epochs)
+        units += len(roles.questions("calibration")) * (1 + M)
+    return units

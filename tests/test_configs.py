@@ -1,0 +1,185 @@
+"""The shipped configs say what they claim to say; the tests that run them stand elsewhere."""
+
+from itertools import combinations
+from pathlib import Path
+
+import pytest
+import yaml
+
+from ripieno.config import Config, differences, load, parse
+from ripieno.data import mmlu
+from ripieno.data.splits import DatasetName
+
+ROOT = Path(__file__).resolve().parents[1]
+SHIPPED = sorted((ROOT / "configs").glob("*.yaml"))
+EXACT = sorted((ROOT / "configs").glob("paper-exact-*.yaml"))
+CLEAN = sorted((ROOT / "configs").glob("paper-clean-*.yaml"))
+
+MISTRAL, LLAMA = "mistralai/Mistral-7B-v0.1", "meta-llama/Llama-2-13b-hf"
+STEM, SOCIAL = "mmlu:stem/test", "mmlu:social_sciences/test"
+PAPER = {  # base, train, test, out of domain
+    "csqa-mistral-7b": (MISTRAL, "commonsense_qa/train", "commonsense_qa/validation", {STEM, SOCIAL}),
+    "mmlu-stem-mistral-7b": (MISTRAL, "mmlu:stem/dev+validation", STEM, {SOCIAL, "commonsense_qa/validation"}),
+    "mmlu-social-sciences-mistral-7b": (
+        MISTRAL,
+        "mmlu:social_sciences/dev+validation",
+        SOCIAL,
+        {STEM, "commonsense_qa/validation"},
+    ),
+    "csqa-llama-2-13b": (LLAMA, "commonsense_qa/train", "commonsense_qa/validation", {STEM, SOCIAL}),
+}
+HYPERPARAMETERS = {
+    "base.dtype": "float32",
+    "adapter.targets": ("q_proj", "v_proj"),
+    "adapter.rank": 8,
+    "adapter.alpha": 32,
+    "adapter.scale": 4,
+    "adapter.dropout": 0,
+    "adapter.rslora": False,
+    "prompt.template": "paper",
+    "prompt.few_shot": None,
+    "training.members": 5,
+    "training.epochs": 10,
+    "training.loss": "answer_token",
+    "training.learning_rate": 5e-6,
+    "training.schedule": "constant",
+    "training.warmup": 0,
+    "training.batch_size": 8,
+    "training.weight_decay": 0,
+    "training.lora_l2": 1.0,
+    "training.clip": 0.3,
+    "training.bagging": False,
+    "training.shuffle_choices": False,
+    "training.max_tokens": 128,
+    "training.too_long": "drop",
+    "evaluation.max_tokens": 512,
+    "evaluation.too_long": "drop",
+    "evaluation.fixed_letters": True,
+}
+
+
+def value(config: Config, key: str) -> object:
+    section, _, name = key.partition(".")
+    return getattr(getattr(config, section), name)
+
+
+def name_of(path: Path) -> str:
+    return path.stem
+
+
+def role_sets(config: Config) -> dict[str, tuple[str, ...]]:
+    """Each role's sets as written; calibration that is done on validation's sets is the same role."""
+    data = config.data
+    roles = {
+        "train": data.train,
+        "validation": data.validation,
+        "calibration": data.calibration,
+        "certification": data.certification,
+        "test": data.test,
+        "out_of_domain": data.out_of_domain,
+    }
+    if set(roles["calibration"]) <= set(roles["validation"]):
+        del roles["calibration"]
+    return roles
+
+
+def overlap(first: DatasetName, second: DatasetName) -> bool:
+    """Whether two names can hold the same question of a released set."""
+    if first.name != second.name or not set(first.splits) & set(second.splits):
+        return False
+    if first.name == mmlu.NAME:
+        if not set(mmlu.subjects(first.part or "all")) & set(mmlu.subjects(second.part or "all")):
+            return False
+    elif first.part != second.part and "all" not in (first.part or "all", second.part or "all"):
+        return False
+    if (first.part, first.splits) != (second.part, second.splits):
+        return True  # ranges of different wholes are drawn apart from each other
+    return first.start < second.stop and second.start < first.stop
+
+
+def test_configs_are_shipped() -> None:
+    assert {path.stem for path in EXACT} == {f"paper-exact-{run}" for run in PAPER}
+    assert {path.stem for path in CLEAN} == {f"paper-clean-{run}" for run in PAPER}
+
+
+@pytest.mark.parametrize("path", SHIPPED, ids=name_of)
+def test_config_parses_and_is_written_back(path: Path) -> None:
+    config = load(path)
+    assert config.name == path.stem
+    again = parse(yaml.safe_load(config.to_yaml()))
+    assert again == config
+    assert again.hash() == config.hash()
+
+
+@pytest.mark.parametrize("path", SHIPPED, ids=name_of)
+def test_config_names_data_sets_that_exist(path: Path) -> None:
+    config = load(path)
+    few_shot = (config.prompt.few_shot.dataset,) if config.prompt.few_shot else ()
+    names = [name for sets in role_sets(config).values() for name in sets] + list(config.data.calibration)
+    for name in (*names, *few_shot):
+        assert DatasetName.parse(name).path is None, "a shipped config can name no file of a user's"
+    assert config.data.train
+    assert config.data.test
+
+
+@pytest.mark.parametrize("path", SHIPPED, ids=name_of)
+def test_config_keeps_its_roles_apart(path: Path) -> None:
+    sets = [(role, DatasetName.parse(name)) for role, names in role_sets(load(path)).items() for name in names]
+    shared = [(a[1].written, b[1].written) for a, b in combinations(sets, 2) if overlap(a[1], b[1])]
+    assert not shared
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "expected"),
+    [
+        ("commonsense_qa/train[0%:90%]", "commonsense_qa/train[90%:95%]", False),
+        ("commonsense_qa/train[0%:90%]", "commonsense_qa/train[89%:95%]", True),
+        ("commonsense_qa/train", "commonsense_qa/validation", False),
+        ("mmlu:stem/dev+validation[0%:50%]", "mmlu:stem/validation[50%:100%]", True),
+        ("mmlu:stem/test", "mmlu:all-stem/test", False),
+        ("mmlu:stem/test", "mmlu:anatomy/test", True),
+        ("arc:easy/test", "arc:challenge/test", False),
+        ("arc:easy/test", "openbookqa/test", False),
+    ],
+)
+def test_overlap_of_names(first: str, second: str, expected: bool) -> None:
+    a, b = DatasetName.parse(first), DatasetName.parse(second)
+    assert overlap(a, b) is expected
+    assert overlap(b, a) is expected
+
+
+@pytest.mark.parametrize("key", HYPERPARAMETERS)
+@pytest.mark.parametrize("path", EXACT, ids=name_of)
+def test_exact_config_has_the_papers_values(path: Path, key: str) -> None:
+    assert value(load(path), key) == HYPERPARAMETERS[key]
+
+
+@pytest.mark.parametrize("run", PAPER)
+def test_exact_config_has_the_papers_data(run: str) -> None:
+    config = load(ROOT / "configs" / f"paper-exact-{run}.yaml")
+    base, train, test, out_of_domain = PAPER[run]
+    assert config.base.model == base
+    assert config.data.train == (train,)
+    assert config.data.test == (test,)
+    assert set(config.data.out_of_domain) == out_of_domain
+    assert not config.data.validation
+    assert not config.data.calibration
+    assert config.training.patience is None
+
+
+@pytest.mark.parametrize("run", PAPER)
+def test_clean_config_differs_from_the_exact_one_in_its_roles_alone(run: str) -> None:
+    exact, clean = (load(ROOT / "configs" / f"paper-{kind}-{run}.yaml") for kind in ("exact", "clean"))
+    changed = {line.partition(": ")[0] for line in differences(exact, clean)}
+    assert changed == {"data.train", "data.validation", "data.calibration", "training.patience"}
+    assert clean.compute == exact.compute
+    assert clean.data.validation
+    assert clean.data.calibration
+    whole = DatasetName.parse(*exact.data.train)
+    for name in map(DatasetName.parse, (*clean.data.train, *clean.data.validation, *clean.data.calibration)):
+        assert (name.name, name.part, name.splits) == (whole.name, whole.part, whole.splits)
+
+
+@pytest.mark.parametrize("path", [*EXACT, *CLEAN], ids=name_of)
+def test_page_on_the_paper_names_the_config(path: Path) -> None:
+    assert f"`{path.name}`" in (ROOT / "docs" / "paper.md").read_text(encoding="utf-8")
