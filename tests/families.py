@@ -29,8 +29,13 @@ FAMILIES: dict[str, dict] = {
     "qwen3": {**DECODER, "head_dim": 8},
     "gemma": {**DECODER, "head_dim": 8},
     "gemma2": {**DECODER, "head_dim": 8, "sliding_window": 8, "query_pre_attn_scalar": 8},
-    "gemma3_text": {**DECODER, "head_dim": 8, "sliding_window": 8, "query_pre_attn_scalar": 8,
-                    "layer_types": ["sliding_attention", "full_attention"]},
+    "gemma3_text": {
+        **DECODER,
+        "head_dim": 8,
+        "sliding_window": 8,
+        "query_pre_attn_scalar": 8,
+        "layer_types": ["sliding_attention", "full_attention"],
+    },
     "phi": DECODER,
     "phi3": {**DECODER, "pad_token_id": 0},
     "gpt_neox": {**SMALL, "intermediate_size": 48, "max_position_embeddings": 512},
@@ -71,7 +76,7 @@ def byte_level_tokenizer() -> PreTrainedTokenizerFast:
 
 @cache
 def metaspace_tokenizer() -> PreTrainedTokenizerFast:
-    """Return a SentencePiece-like BPE, as Llama 2 and Mistral have: a beginning-of-text token, spaces as their own mark."""
+    """Return a SentencePiece-like BPE, as Llama 2 and Mistral have: a beginning-of-text token, marks for spaces."""
     tokenizer = Tokenizer(models.BPE(unk_token="<unk>", byte_fallback=True))
     tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="first")
     tokenizer.decoder = decoders.Metaspace()

@@ -6,6 +6,7 @@ import difflib
 import hashlib
 import json
 import math
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
@@ -16,7 +17,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from ripieno.errors import UserError
 
 TooLong = Literal["error", "shorten_context", "drop"]
-_FILES = (".jsonl", ".csv", ".parquet", ".gguf")
+_FILE = re.compile(r"\.(jsonl|csv|parquet|gguf)(\[[^]]*\])?$")  # with a range or not
+_BRANCHES = ("int", "float", "constrained-int")
 PositiveInt = Annotated[int, Field(gt=0)]
 
 
@@ -227,7 +229,7 @@ def _without_folder(value: Any) -> Any:
     """Cut files down to their names: what they hold is compared by its sha256 (see runs.py), where they lie is not."""
     if isinstance(value, list):
         return [_without_folder(item) for item in value]
-    if isinstance(value, str) and (value.startswith((".", "/", "~")) or value.endswith(_FILES)):
+    if isinstance(value, str) and (value.startswith((".", "/", "~")) or _FILE.search(value)):
         return Path(value).name
     return value
 
@@ -258,8 +260,8 @@ def _apply(content: dict[str, Any], setting: str) -> None:
 def _explain(error: ValidationError) -> str:
     """Say the first problem of a config in one line, with the nearest right key for an unknown one."""
     first = error.errors(include_url=False)[0]
-    # pydantic names the tried branch of a union ("literal['auto']", "int") after the key itself
-    where = ".".join(str(part) for part in first["loc"] if "[" not in str(part) and part not in ("int", "float"))
+    # pydantic names the tried branch of a union ("literal['auto']", "constrained-int") after the key itself
+    where = ".".join(str(part) for part in first["loc"] if "[" not in str(part) and part not in _BRANCHES)
     if first["type"] == "extra_forbidden":
         section: Any = Config
         for part in first["loc"][:-1]:

@@ -64,23 +64,25 @@ class RunFolder:
     def write(self, path: Path, content: bytes | str) -> None:
         """Write a file: to a temporary name, synced, renamed; then its sha256 is recorded."""
         data = content.encode() if isinstance(content, str) else content
-        try:
+        with _writing(path):
             path.parent.mkdir(parents=True, exist_ok=True)
             write_atomically(path, data)
-            line = {"path": path.relative_to(self.path).as_posix(), "sha256": hashlib.sha256(data).hexdigest()}
-            self.append("checksums.jsonl", line)
-        except OSError as error:
-            raise EnvironmentFault(f"{path}: cannot be written ({error.strerror or error})") from error
+        line = {"path": path.relative_to(self.path).as_posix(), "sha256": hashlib.sha256(data).hexdigest()}
+        self.append("checksums.jsonl", line)
 
     def append(self, name: str, line: dict[str, Any]) -> None:
-        """Add a line to one of the run's jsonl files."""
-        # One write of a whole line in append mode, so that processes of the same run do not mix theirs.
-        with (self.path / name).open("ab") as file:
+        """Add a line to one of the run's jsonl files, in place of a last one that a crash cut short."""
+        path = self.path / name
+        with _writing(path), path.open("ab+") as file:
+            if file.tell() and file.seek(-1, os.SEEK_END) >= 0 and file.read(1) != b"\n":
+                file.truncate(path.read_bytes().rfind(b"\n") + 1)
+            # One write of a whole line in append mode, so that processes of the same run do not mix theirs.
             file.write((json.dumps(line) + "\n").encode())
 
     def rewrite(self, name: str, lines: Sequence[dict[str, Any]]) -> None:
         """Replace one of the run's jsonl files."""
-        write_atomically(self.path / name, "".join(json.dumps(line) + "\n" for line in lines).encode())
+        with _writing(self.path / name):
+            write_atomically(self.path / name, "".join(json.dumps(line) + "\n" for line in lines).encode())
 
     def lines(self, name: str) -> list[dict[str, Any]]:
         """Return the whole lines of one of the run's jsonl files; a last line cut short by a crash is left out."""
@@ -109,16 +111,20 @@ class RunFolder:
         Raises:
             EnvironmentFault: another process holds it, or the folder cannot be written.
         """
+        lock = filelock.FileLock(self.path / ".lock", timeout=0)
         try:
             self.path.mkdir(parents=True, exist_ok=True)
-            with filelock.FileLock(self.path / ".lock", timeout=0):
-                yield
+            lock.acquire()
         except filelock.Timeout:
             raise EnvironmentFault(
                 f"{self.path}: another process is working on this run; wait for it, or stop it"
             ) from None
-        except (PermissionError, FileExistsError, NotADirectoryError) as error:
+        except OSError as error:
             raise EnvironmentFault(f"{self.path}: not a folder that can be written ({error.strerror})") from error
+        try:
+            yield
+        finally:
+            lock.release()
 
     # What the run is
 
@@ -178,6 +184,14 @@ class RunFolder:
         }
         self.write(self.path / "config.yaml", config.to_yaml())
         self.write(self.path / "manifest.json", json.dumps(manifest, indent=2, ensure_ascii=False) + "\n")
+
+
+@contextmanager
+def _writing(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise EnvironmentFault(f"{path}: cannot be written ({error.strerror or error})") from error
 
 
 def write_atomically(path: Path, data: bytes) -> None:

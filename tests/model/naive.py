@@ -7,10 +7,10 @@ from functools import cache
 from typing import Any
 
 import torch
-from families import byte_level_tokenizer, tiny_model
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
+from families import byte_level_tokenizer, tiny_model
 from ripieno.config import Adapter, Prompt
 from ripieno.data.question import Question
 from ripieno.model.adapters import AdapterStack
@@ -23,7 +23,9 @@ QUESTIONS = (
     Question("q0", "Where would you put a plant?", ("near a window of the house", "near", "New York", "it"), 0),
     Question("q1", "Which?", ("New York", "New York City"), 1),
     Question("q2", "Which animal has feathers?", ("a cat", "a bird", "a fish", "no", "yes, the bird"), None),
-    Question("q3", "Does it depend on the season?", ("it depends on the weather and the season", "b"), 1, "It is day. " * 9),
+    Question(
+        "q3", "Does it depend on the season?", ("it depends on the weather and the season", "b"), 1, "It is day. " * 9
+    ),
     Question("q4", "What?", ("a", "b", "c"), 2),
     Question("q5", "Which day of the season is it in New York City?", ("one", "two", "three", "four"), 3),
 )

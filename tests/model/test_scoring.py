@@ -2,24 +2,28 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
-from families import FAMILIES, byte_level_tokenizer, tiny_model
 from naive import QUESTIONS, SHORTEST, World, bound, naive, naive_scores, new_world, plain, trees, world
 from torch import Tensor
 from transformers import GPT2LMHeadModel
 
+from families import FAMILIES, byte_level_tokenizer, tiny_model
 from ripieno.config import Prompt
 from ripieno.data.question import Question
 from ripieno.model.backbone import Backbone
 from ripieno.model.scoring import Engine, choice_log_probs
 from ripieno.model.trees import Encoder, TokenSequence, TokenTree
 
-CACHED = [family for family in FAMILIES if family != "mamba"]
+# Recurrent states cannot branch, and ALiBi's distances come from a mask of columns: these take whole sequences.
+TREES = [family for family in FAMILIES if family not in ("bloom", "mamba")]
+# The token budget, whole sequences or trees, and how many passes six questions of three members take.
+BUDGETS = [(1, False, 6), (400, False, 3), (900, False, 2), (100_000, False, 1), (2000, True, 2), (100_000, True, 1)]
 every_family = pytest.mark.parametrize("family", FAMILIES)
-every_cached_family = pytest.mark.parametrize("family", CACHED)
+every_tree_family = pytest.mark.parametrize("family", TREES)
 
 
 def assert_naive(w: World, members: tuple[int, ...], rows: list[list[TokenTree]]) -> None:
@@ -76,19 +80,23 @@ def test_a_token_ten_places_back_moves_the_scores(family: str) -> None:
 
 
 @every_family
-def test_probe_keeps_cached_branches_where_they_are_right(family: str) -> None:
-    """Recurrent states cannot be padded at their beginning: those families take whole sequences."""
-    assert world(family).engine.whole_sequences == (family not in CACHED)
+def test_probe_keeps_trees_where_they_are_right(family: str) -> None:
+    """On the questions at hand, and on those it makes up itself."""
+    assert world(family).engine.whole_sequences == (family not in TREES)
+    w = world(family)
+    engine = Engine(w.backbone, w.stack, 100_000)
+    engine.probe()
+    assert engine.whole_sequences == (family not in TREES)
 
 
 class Forgetful(GPT2LMHeadModel):
-    """A model whose positions count columns, padding included: wrong wherever padding stands before a question."""
+    """A model whose positions count columns, padding and other branches included."""
 
     def forward(self, *, position_ids: Tensor | None = None, **inputs: Any) -> Any:
         return super().forward(**inputs)
 
 
-def test_probe_falls_back_for_a_model_that_padding_disturbs() -> None:
+def test_probe_falls_back_for_a_model_that_does_as_it_likes() -> None:
     model = Forgetful(tiny_model("gpt2").config).eval()
     engine = Engine(Backbone(model, byte_level_tokenizer(), {}, None), None, 100_000)
     engine.probe(trees())
@@ -99,8 +107,8 @@ def test_probe_falls_back_for_a_model_that_padding_disturbs() -> None:
         assert ((scores[n, : len(truth)] - truth).abs() <= bound(truth)).all()
 
 
-@every_cached_family
-def test_cached_branches_and_whole_sequences_agree_with_their_gradients(family: str) -> None:
+@every_tree_family
+def test_trees_and_whole_sequences_agree_with_their_gradients(family: str) -> None:
     w = world(family)
     rows = [list(trees()[:3]), [SHORTEST, *trees()[3:5]], list(trees()[3:])]
     found = []
@@ -110,14 +118,16 @@ def test_cached_branches_and_whole_sequences_agree_with_their_gradients(family: 
         scores = engine.score((2, 0, 1), rows)
         losses = -choice_log_probs(scores.choices, rows, "token")[..., 0].sum(1) - scores.answer[..., 3].sum(1)
         parameters = [w.stack.parameters(position) for position in (2, 0, 1)]
-        gradients = [torch.cat([g.flatten() for g in torch.autograd.grad(loss, p, retain_graph=True)])
-                     for loss, p in zip(losses, parameters, strict=True)]
+        gradients = [
+            torch.cat([g.flatten() for g in torch.autograd.grad(loss, p, retain_graph=True)])
+            for loss, p in zip(losses, parameters, strict=True)
+        ]
         found.append((scores, gradients))
-    (cached, cached_gradients), (whole_, whole_gradients) = found
-    present = torch.isfinite(whole_.choices)
+    (of_trees, tree_gradients), (of_whole, whole_gradients) = found
+    present = torch.isfinite(of_whole.choices)
     # Twice the bound: each lies within one of the truth.
-    assert ((cached.choices - whole_.choices)[present].abs() <= 2 * bound(whole_.choices[present])).all()
-    for ours, theirs in zip(cached_gradients, whole_gradients, strict=True):
+    assert ((of_trees.choices - of_whole.choices)[present].abs() <= 2 * bound(of_whole.choices[present])).all()
+    for ours, theirs in zip(tree_gradients, whole_gradients, strict=True):
         # Some hundred tokens' gradients are summed, each through about 20 products of float32 (6e-8): 1e-6 each way.
         assert (ours - theirs).norm() <= 1e-5 * theirs.norm()
 
@@ -140,23 +150,27 @@ def test_gradients_of_members_that_share_a_pass_are_those_of_each_alone() -> Non
     assert not any(gradient.any() for gradient in of_others)
 
 
-@pytest.mark.parametrize("budget", [1, 300, 900])
-def test_slicing_by_the_token_budget_changes_nothing_beyond_rounding(budget: int) -> None:
+@pytest.mark.parametrize(("budget", "whole", "count"), BUDGETS)
+def test_slicing_by_the_token_budget_changes_nothing_beyond_rounding(budget: int, whole: bool, count: int) -> None:
+    """Every question once and in order, no pass above the budget unless one question alone is."""
     w = world("qwen3")
     rows = [sorted(trees(), key=lambda tree: -tree.length)[p:] + list(trees()[:p]) for p in range(3)]
     engine = Engine(w.backbone, w.stack, budget)
+    engine.whole_sequences = whole
     slices = engine.slices(rows)
     assert [n for part in slices for n in range(len(rows[0]))[part]] == list(range(len(rows[0])))
+    assert len(slices) == count
     for part in slices:
         some = [of_member[part] for of_member in rows]
-        assert_naive(w, (0, 1, 2), some)
+        assert_naive(replace(w, engine=engine), (0, 1, 2), some)
         flat = [tree for of_member in some for tree in of_member]
-        questions = len(flat) * max(len(tree.question) for tree in flat)
-        branches = 3 * max(sum(len(tree.branches) for tree in of_member) for of_member in some)
-        tokens = questions + branches * (max(len(branch) for tree in flat for branch in tree.branches) - 1)
+        if whole:
+            most = 3 * max(sum(len(tree.branches) for tree in of_member) for of_member in some)
+            tokens = most * max(tree.length for tree in flat)
+        else:
+            fed = [sum(len(branch) - 1 for branch in tree.branches) for tree in flat]
+            tokens = len(flat) * (max(len(tree.question) for tree in flat) + max(fed))
         assert tokens <= budget or part.stop == part.start + 1
-    assert len(slices) == {1: 6, 300: 4, 900: 2}[budget]
-    assert len(engine.slices([[SHORTEST] * 10])) == (10 if budget == 1 else 1)
 
 
 @pytest.mark.parametrize("family", ["mistral", "gemma2", "gemma3_text"])

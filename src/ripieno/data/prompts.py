@@ -85,7 +85,7 @@ TEMPLATES: Mapping[str, Template] = {
 
 
 def few_shot_examples(question: Question, pool: Sequence[Question], count: int, same_subject: bool) -> list[Question]:
-    """Return the first `count` solved questions of the pool, never the question itself.
+    """Return the first `count` solved questions of the pool, never the question itself, in whatever order its choices.
 
     Args:
         same_subject: take those of the question's own subject alone, where it has one.
@@ -93,12 +93,12 @@ def few_shot_examples(question: Question, pool: Sequence[Question], count: int, 
     Raises:
         ValueError: the pool holds fewer.
     """
-    own = (question.question, question.choices)
+    own = (question.question, sorted(question.choices))
     fitting = [
         q
         for q in pool
         if q.answer is not None
-        and (q.question, q.choices) != own
+        and (q.question, sorted(q.choices)) != own
         and (not same_subject or question.subject is None or q.subject == question.subject)
     ]
     if len(fitting) < count:

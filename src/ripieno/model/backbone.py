@@ -12,6 +12,7 @@ from typing import Any
 
 import filelock
 import torch
+from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
 
 from ripieno import config
@@ -65,7 +66,7 @@ def load(base: config.Base, device: str | torch.device = "cpu") -> Backbone:
         model = AutoModelForCausalLM.from_pretrained(
             folder, dtype=dtype, use_safetensors=True, trust_remote_code=base.trust_remote_code
         )
-    except (ValueError, OSError, KeyError) as error:
+    except (ValueError, OSError, KeyError, SafetensorError) as error:
         raise UserError(f"{base.model}: cannot be loaded as a causal language model: {_one_line(error)}") from error
     # Evaluation mode in training too: of the base nothing is trained, and its own dropout would be unseeded noise.
     model.requires_grad_(False).eval().to(device)
@@ -99,12 +100,17 @@ def locate(base: config.Base) -> tuple[Path, str | None]:
 
 def _from_hub(base: config.Base) -> tuple[Path, str]:
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError
+    from huggingface_hub.errors import (
+        HfHubHTTPError,
+        HFValidationError,
+        LocalEntryNotFoundError,
+        RepositoryNotFoundError,
+    )
 
     patterns = [*HUB_FILES, "*.py"] if base.trust_remote_code else list(HUB_FILES)
     try:
         folder = Path(snapshot_download(base.model, revision=base.revision, allow_patterns=patterns))
-    except (RepositoryNotFoundError, LocalEntryNotFoundError, HfHubHTTPError) as error:
+    except (RepositoryNotFoundError, LocalEntryNotFoundError, HfHubHTTPError, HFValidationError) as error:
         raise UserError(f"base.model {base.model!r}: no folder here, and not on the hub: {_one_line(error)}") from error
     return folder, folder.name
 

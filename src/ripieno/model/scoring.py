@@ -1,11 +1,10 @@
 """The padded engine: members x questions to the log-likelihoods of their choices.
 
-A batch runs in two forward passes of the library's own model: the questions, padded at their beginning so that all
-end at the last column, whose logits predict every branch's first token; then the rest of the branches, padded at their
-end, over the question's cached keys and values. No column of padding lies between a question and its branch, so
-positions, causal masks and sliding windows are those of the plain sequence. Only answer rows become logits.
+A token tree is one row of a batch: the question, then the branches side by side, each at the positions that follow
+the question. The mask lets a branch see the question and itself. Questions are padded at their beginning and branches
+at their end, so that the last columns, from the end of the question on, are all that become logits.
 
-Models whose cache does not allow that (`Engine.probe`) take each choice as one whole sequence instead.
+Models that take no such mask (recurrent ones, ALiBi) run each choice as one whole sequence: `Engine.probe` decides.
 """
 
 from __future__ import annotations
@@ -17,11 +16,10 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor
-from transformers import DynamicCache
 
 from ripieno.model.adapters import AdapterStack
 from ripieno.model.backbone import Backbone
-from ripieno.model.batching import cut, pad
+from ripieno.model.batching import Row, Rows, cut, lay_out_sequences, lay_out_trees
 from ripieno.model.trees import TokenSequence, TokenTree
 
 Normalisation = Literal["sum", "token", "byte"]
@@ -56,23 +54,29 @@ class Engine:
         self.whole_sequences = False
 
     def probe(self, trees: Sequence[TokenTree] = ()) -> None:
-        """Compare cached branches with whole sequences on a few trees, and keep to the latter where they differ."""
-        # Recurrent states cannot be padded at their beginning, nor branched like keys and values.
-        recurrent = getattr(self.backbone.model, "_is_stateful", False)
-        self.whole_sequences = recurrent or not self.backbone.accepts("past_key_values")
+        """Compare trees with whole sequences on a few questions, and keep to the latter where they differ."""
+        # Recurrent states and positions that count the mask's columns cannot branch.
+        branches = all(self.backbone.accepts(argument) for argument in ("attention_mask", "position_ids"))
+        self.whole_sequences = not branches or set(self._windows()) - {"full_attention", "sliding_attention"} != set()
         if self.whole_sequences:
             return
         trees = list(trees) or _probing_trees(self.backbone.model.config.vocab_size)
         with torch.no_grad():
-            cached = self._cached_branches((), trees, None)
-            whole = self._whole_branches((), trees, None)
+            branched = self._tree_likelihoods((), trees, None)[0]
+            whole = self._whole_likelihoods((), trees, None)[0]
         # Two orders of the same float32 (bfloat16) sums: thousands of roundings, far below what a wrong mask changes.
         scale = 1e-4 if self.backbone.model.dtype == torch.float32 else 5e-2
-        difference = (cached[0] - whole[0]).abs().max()
-        self.whole_sequences = not bool(difference <= scale * (1 + whole[0].abs().max()))
+        self.whole_sequences = not bool((branched - whole).abs().max() <= scale * (1 + whole.abs().max()))
+
+    def slices(self, trees: Sequence[Sequence[Row]]) -> list[slice]:
+        """Cut P members' rows into passes within the token budget."""
+        return cut(trees, self.batch_tokens, self.whole_sequences)
 
     def score(
-        self, members: Sequence[int], trees: Sequence[Sequence[TokenTree]], dropout_seeds: Sequence[int] | None = None
+        self,
+        members: Sequence[int],
+        trees: Sequence[Sequence[TokenTree]],
+        dropout_seeds: Sequence[int] | None = None,
     ) -> Scores:
         """Score each running member's own questions in one pass.
 
@@ -81,16 +85,16 @@ class Engine:
             trees: P lists (one for the base) of n trees each.
             dropout_seeds: P seeds of this step's dropout masks; None for none.
         """
-        rows = [tree for of_member in trees for tree in of_member]
+        flat = [tree for of_member in trees for tree in of_member]
         seeds = None if dropout_seeds is None else [seed for seed in dropout_seeds for _ in trees[0]]
-        branches = self._whole_branches if self.whole_sequences else self._cached_branches
-        likelihoods, answer = branches(members, rows, seeds)
-        K = max(len(tree.branches) for tree in rows)
-        row = torch.tensor([r for r, tree in enumerate(rows) for _ in tree.branches], device=likelihoods.device)
-        choice = torch.tensor([k for tree in rows for k in range(len(tree.branches))], device=likelihoods.device)
-        choices = likelihoods.new_full((len(rows), K), -torch.inf).index_put((row, choice), likelihoods)
-        shape = (len(trees), len(trees[0]))
-        return Scores(choices.view(*shape, K), answer.view(*shape, -1))
+        of_branches = self._whole_likelihoods if self.whole_sequences else self._tree_likelihoods
+        likelihoods, answer = of_branches(members, flat, seeds)
+        K, device = max(len(tree.branches) for tree in flat), likelihoods.device
+        row = torch.tensor([r for r, tree in enumerate(flat) for _ in tree.branches], device=device)
+        choice = torch.tensor([k for tree in flat for k in range(len(tree.branches))], device=device)
+        choices = likelihoods.new_full((len(flat), K), -torch.inf).index_put((row, choice), likelihoods)
+        shape = (len(trees), len(trees[0]), -1)
+        return Scores(choices.view(shape), answer.view(shape))
 
     def sequence_log_probs(
         self,
@@ -106,141 +110,106 @@ class Engine:
         """
         flat = [row for of_member in rows for row in of_member]
         seeds = None if dropout_seeds is None else [seed for seed in dropout_seeds for _ in rows[0]]
-        batch = pad([row.tokens for row in flat], self.backbone.device)
-        keys = self._token_keys(seeds, flat, [0] * len(flat), [0] * len(flat), batch.tokens.shape[1])
-        logits = self._forward(members, keys, input_ids=batch.tokens, attention_mask=batch.mask.long()).logits
+        batch = lay_out_sequences([(row, None) for row in flat], self.backbone.device)
+        logits = self._forward(members, batch, flat, seeds, attention_mask=batch.mask.long()).logits
         log_probs = _log_prob_of(logits[:, :-1], batch.tokens[:, 1:]) * batch.mask[:, 1:]
         shape = (len(rows), len(rows[0]), -1)
         return log_probs.view(shape), batch.mask[:, 1:].reshape(shape)
 
-    def _cached_branches(
-        self, members: Sequence[int], trees: list[TokenTree], seeds: list[int] | None
+    def _tree_likelihoods(
+        self, members: Sequence[int], trees: Sequence[TokenTree], seeds: Sequence[int] | None
     ) -> tuple[Tensor, Tensor]:
         """Return the branches' summed log-likelihoods, in order, and the log-probabilities at each answer."""
-        device = self.backbone.device
-        questions = pad([tree.question for tree in trees], device, left=True)
-        Q = questions.tokens.shape[1]
-        fed = [(r, k, branch) for r, tree in enumerate(trees) for k, branch in enumerate(tree.branches)]
-        longer = [(r, k, branch) for r, k, branch in fed if len(branch) > 1]
-        cache = DynamicCache() if longer else None
-        starts = [len(tree.question) - Q for tree in trees]  # the position of column 0; negative under padding
-        keys = self._token_keys(seeds, trees, [0] * len(trees), starts, Q)
-        output = self._forward(
-            members,
-            keys,
-            input_ids=questions.tokens,
-            attention_mask=questions.mask.long(),
-            position_ids=(questions.mask.long().cumsum(1) - 1).clamp(min=0),
-            past_key_values=cache,
-            use_cache=cache is not None,
-            logits_to_keep=1,
-        )
-        answer = torch.log_softmax(output.logits[:, -1].float(), dim=-1)
-        row = torch.tensor([r for r, _, _ in fed], device=device)
-        first = torch.tensor([branch[0] for _, _, branch in fed], device=device)
-        likelihoods = answer[row, first]
-        if cache is None:
-            return likelihoods, answer
-        # Every member needs the same number of rows; the missing ones repeat one and are read by nobody.
-        groups = self._by_member(longer, len(trees) // max(len(members), 1), len(members))
-        rows = [item for group in groups for item in group]
-        index = torch.tensor([r for r, _, _ in rows], device=device)
-        branches = pad([branch[:-1] for _, _, branch in rows], device)
-        b = branches.tokens.shape[1]
-        cache.batch_select_indices(index)
-        lengths = torch.tensor([len(trees[r].question) for r, _, _ in rows], device=device)
-        keys = self._token_keys(
-            seeds and [seeds[r] for r, _, _ in rows],
-            [trees[r] for r, _, _ in rows],
-            [k + 1 for _, k, _ in rows],
-            [len(trees[r].question) for r, _, _ in rows],
-            b,
-        )
-        output = self._forward(
-            members,
-            keys,
-            input_ids=branches.tokens,
-            attention_mask=torch.cat([questions.mask[index], branches.mask], dim=1).long(),
-            position_ids=lengths[:, None] + torch.arange(b, device=device),
-            past_key_values=cache,
-            use_cache=True,
-        )
-        targets = pad([branch[1:] for _, _, branch in rows], device)
-        rest = (_log_prob_of(output.logits, targets.tokens) * targets.mask).sum(dim=1)
-        place = {(r, k): n for n, (r, k, _) in enumerate(rows)}
-        where = torch.tensor([n for n, (_, _, branch) in enumerate(fed) if len(branch) > 1], device=device)
-        which = torch.tensor([place[r, k] for r, k, _ in longer], device=device)
-        return likelihoods.index_add(0, where, rest[which]), answer
-
-    def _whole_branches(
-        self, members: Sequence[int], trees: list[TokenTree], seeds: list[int] | None
-    ) -> tuple[Tensor, Tensor]:
-        """As `_cached_branches`, each choice as a whole sequence: any causal model, at the cost of repeated tokens."""
-        device = self.backbone.device
-        fed = [(r, k, branch) for r, tree in enumerate(trees) for k, branch in enumerate(tree.branches)]
-        groups = self._by_member(fed, len(trees) // max(len(members), 1), len(members))
-        rows = [item for group in groups for item in group]
-        batch = pad([trees[r].question + branch for r, _, branch in rows], device)
+        batch = lay_out_trees(trees, self.backbone.device)
         T = batch.tokens.shape[1]
-        keys = self._token_keys(
-            seeds and [seeds[r] for r, _, _ in rows],
-            [trees[r] for r, _, _ in rows],
-            [k + 1 for _, k, _ in rows],
-            [0] * len(rows),
-            T,
+        masks = {kind: self._mask(batch, window) for kind, window in self._windows().items()}
+        output = self._forward(
+            members,
+            batch,
+            trees,
+            seeds,
+            # Models with several kinds of layers take a mask for each kind.
+            attention_mask=masks if len(masks) > 1 else next(iter(masks.values())),
+            position_ids=batch.positions,
+            # Numbers of columns, not their count: that would make a strided view, whose product is several times slower.
+            logits_to_keep=torch.arange(T - batch.scored_columns, T, device=batch.tokens.device),
         )
-        logits = self._forward(members, keys, input_ids=batch.tokens, attention_mask=batch.mask.long()).logits
-        starts = torch.tensor([len(trees[r].question) for r, _, _ in rows], device=device)
-        scored = batch.mask[:, 1:] & (torch.arange(1, T, device=device) >= starts[:, None])
-        sums = (_log_prob_of(logits[:, :-1], batch.tokens[:, 1:]) * scored).sum(dim=1)
-        place = {(r, k): n for n, (r, k, _) in enumerate(rows)}
-        which = torch.tensor([place[r, k] for r, k, _ in fed], device=device)
-        first = torch.tensor([place[r, 0] for r in range(len(trees))], device=device)
-        answer = torch.log_softmax(logits[first, starts[first] - 1].float(), dim=-1)
-        return sums[which], answer
+        logits = output.logits[:, -batch.scored_columns :].float()
+        normaliser = torch.logsumexp(logits, dim=-1)
+        # Where each branch's tokens are predicted: the first at the question's end, the others one token before.
+        row, column, token, branch = (
+            torch.tensor(values, device=logits.device) for values in zip(*_predictions(trees), strict=True)
+        )
+        log_probs = logits[row, column, token] - normaliser[row, column]
+        count = sum(len(tree.branches) for tree in trees)
+        likelihoods = log_probs.new_zeros(count).index_add(0, branch, log_probs)
+        return likelihoods, logits[:, 0] - normaliser[:, :1]
 
-    @staticmethod
-    def _by_member(rows: list[Any], questions: int, members: int) -> list[list[Any]]:
-        """Group rows (question, ...) by member, and repeat the last row until each group has as many."""
-        if members <= 1:
-            return [rows]
-        groups = [[row for row in rows if row[0] // questions == p] for p in range(members)]
+    def _whole_likelihoods(
+        self, members: Sequence[int], trees: Sequence[TokenTree], seeds: Sequence[int] | None
+    ) -> tuple[Tensor, Tensor]:
+        """As `_tree_likelihoods`, each choice as a whole sequence: any causal model, at the cost of repeated tokens."""
+        rows = [(r, k) for r, tree in enumerate(trees) for k in range(len(tree.branches))]
+        per_member = len(trees) // max(len(members), 1)
+        groups = [[(r, k) for r, k in rows if r // per_member == p] for p in range(len(trees) // per_member)]
+        # Every member needs the same number of rows; the missing ones repeat one, and nobody reads them.
         most = max(map(len, groups))
-        spare = [group[-1] if group else (p * questions, 0, (0, 0)) for p, group in enumerate(groups)]
-        return [group + [spare[p]] * (most - len(group)) for p, group in enumerate(groups)]
+        rows = [row for group in groups for row in group + group[-1:] * (most - len(group))]
+        place = {row: n for n, row in enumerate(rows)}
+        of_rows = [trees[r] for r, _ in rows]
+        batch = lay_out_sequences([(trees[r], k) for r, k in rows], self.backbone.device)
+        of_seeds = None if seeds is None else [seeds[r] for r, _ in rows]
+        logits = self._forward(members, batch, of_rows, of_seeds, attention_mask=batch.mask.long()).logits
+        log_probs = _log_prob_of(logits[:, :-1], batch.tokens[:, 1:]) * (batch.segments[:, 1:] > 0) * batch.mask[:, 1:]
+        which = [place[r, k] for r, tree in enumerate(trees) for k in range(len(tree.branches))]
+        first = [place[r, 0] for r in range(len(trees))]
+        ends = [len(tree.question) - 1 for tree in trees]
+        return log_probs.sum(dim=1)[which], torch.log_softmax(logits[first, ends].float(), dim=-1)
 
-    def _token_keys(
-        self,
-        seeds: list[int] | None,
-        rows: Sequence[TokenTree | TokenSequence],
-        branches: Sequence[int],
-        starts: Sequence[int],
-        width: int,
-    ) -> Tensor | None:
-        """Return int64 [rows, width]: what each token's dropout masks are drawn by, the same in any layout.
+    def _windows(self) -> dict[str, int | None]:
+        """Return how far back each kind of the model's layers sees: kind -> tokens, None for all."""
+        config = self.backbone.model.config.get_text_config()
+        window = getattr(config, "sliding_window", None)
+        kinds = getattr(config, "layer_types", None)
+        if kinds is None:
+            kinds = ["full_attention" if window is None else "sliding_attention"]
+        return {kind: window if kind == "sliding_attention" else None for kind in dict.fromkeys(kinds)}
 
-        A token is known by the step's seed, its question, its branch (0 for the question's own) and its position.
-        """
-        if seeds is None or self.stack is None or not self.stack.config.dropout:
-            return None
-        keys = [_hash(seed, row.key, branch) for seed, row, branch in zip(seeds, rows, branches, strict=True)]
-        device = self.backbone.device
-        position = torch.tensor(starts, device=device)[:, None] + torch.arange(width, device=device)
-        return torch.tensor(keys, device=device)[:, None] + position * 0x632BE59BD9B4E019
+    def _mask(self, batch: Rows, window: int | None) -> Tensor:
+        """Return the additive mask [rows, 1, T, T]: a token sees its question and its own branch, up to itself."""
+        segments, positions = batch.segments, batch.positions
+        own = (segments[:, None, :] == 0) | (segments[:, None, :] == segments[:, :, None])
+        back = positions[:, :, None] - positions[:, None, :]
+        seen = own & (back >= 0) & batch.mask[:, None, :]
+        if window is not None:
+            seen &= back < window
+        dtype = self.backbone.model.dtype
+        # The least finite number, not -inf: rows of padding see nothing, and must not become NaN.
+        return torch.zeros(seen.shape, dtype=dtype, device=seen.device).masked_fill(~seen, torch.finfo(dtype).min)[
+            :, None
+        ]
 
-    def _forward(self, members: Sequence[int], keys: Tensor | None, **inputs: Any) -> Any:
-        for optional in ("position_ids", "logits_to_keep"):
-            if optional in inputs and not self.backbone.accepts(optional):
-                del inputs[optional]
-        inputs.setdefault("use_cache", False)
+    def _forward(
+        self, members: Sequence[int], batch: Rows, rows: Sequence[Row], seeds: Sequence[int] | None, **inputs: Any
+    ) -> Any:
+        """Run the library's own model on a batch, with the members' updates in its targeted layers."""
+        if not self.backbone.accepts("logits_to_keep"):
+            inputs.pop("logits_to_keep", None)
         if self.stack is None:
-            return self.backbone.model(**inputs)
+            return self.backbone.model(input_ids=batch.tokens, use_cache=False, **inputs)
+        keys = self._token_keys(batch, rows, seeds) if seeds is not None and self.stack.config.dropout else None
         with self.stack.running_pass(members, keys):
-            return self.backbone.model(**inputs)
+            return self.backbone.model(input_ids=batch.tokens, use_cache=False, **inputs)
 
-    def slices(self, trees: Sequence[Sequence[TokenTree | TokenSequence]]) -> list[slice]:
-        """Cut P members' rows into passes within the token budget."""
-        return cut(trees, self.batch_tokens)
+    def _token_keys(self, batch: Rows, rows: Sequence[Row], seeds: Sequence[int]) -> Tensor:
+        """Return int64 [rows, T]: what each token's dropout masks are drawn by, the same in any batch and layout.
+
+        A token is known by the step's seed, its question, its segment (0: the question, else the branch) and position.
+        """
+        width = 1 + max(len(row.branches) if isinstance(row, TokenTree) else 0 for row in rows)
+        streams = [[_hash(seed, row.key, s) for s in range(width)] for seed, row in zip(seeds, rows, strict=True)]
+        of_segment = torch.tensor(streams, device=batch.tokens.device).gather(1, batch.segments)
+        return of_segment + batch.positions * 0x632BE59BD9B4E019
 
 
 def choice_log_probs(scores: Tensor, trees: Sequence[Sequence[TokenTree]], normalisation: Normalisation) -> Tensor:
@@ -261,6 +230,19 @@ def choice_log_probs(scores: Tensor, trees: Sequence[Sequence[TokenTree]], norma
 def _lengths(tree: TokenTree, normalisation: Normalisation, width: int) -> list[float]:
     of_choices = [len(branch) for branch in tree.branches] if normalisation == "token" else tree.choice_bytes
     return [*map(float, of_choices), *[1.0] * (width - len(of_choices))]
+
+
+def _predictions(trees: Sequence[TokenTree]) -> list[tuple[int, int, int, int]]:
+    """Return, for each token of each branch: its row, the scored column that predicts it, itself, its branch."""
+    found, branch = [], 0
+    for r, tree in enumerate(trees):
+        column = 1  # column 0 is the question's last token
+        for tokens in tree.branches:
+            found.append((r, 0, tokens[0], branch))
+            found += [(r, column + n, token, branch) for n, token in enumerate(tokens[1:])]
+            column += len(tokens) - 1
+            branch += 1
+    return found
 
 
 def _probing_trees(vocabulary: int) -> list[TokenTree]:

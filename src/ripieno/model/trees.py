@@ -40,6 +40,11 @@ class TokenTree:
         """Tokens of the question with its longest branch."""
         return len(self.question) + max(len(branch) for branch in self.branches)
 
+    @property
+    def fed(self) -> int:
+        """Tokens of all branches that the model has to read: all but each one's last, which is only predicted."""
+        return sum(len(branch) - 1 for branch in self.branches)
+
 
 @dataclass(frozen=True, slots=True)
 class TokenSequence:
@@ -70,10 +75,11 @@ class Encoder:
         self.pool = pool
         self.limit = limit
         self.template = TEMPLATES[prompt.template]
-        # What the tokenizer puts before every text (a beginning-of-text token, or nothing).
+        # What the tokenizer puts before every text (a beginning-of-text token, or nothing), not what it puts after.
         with_special = tokenizer("x").input_ids
         bare = tokenizer("x", add_special_tokens=False).input_ids
-        self.beginning: list[int] = with_special[: len(with_special) - len(bare)] if with_special != bare else []
+        places = [n for n in range(len(with_special)) if with_special[n : n + len(bare)] == bare]
+        self.beginning: list[int] = with_special[: places[-1] if places else len(with_special) - len(bare)]
         if prompt.terminator == "end_of_text" and tokenizer.eos_token_id is None:
             raise UserError("prompt.terminator: this tokenizer has no end-of-text token; use newline")
 
@@ -186,14 +192,17 @@ class Encoder:
         end = [] if self.tokenizer.eos_token_id is None else [self.tokenizer.eos_token_id]
         return TokenSequence(_key(row.id), tuple(self._encode(row.text) + end))
 
-    def _filled(self, question: Question) -> Filled:
+    def _fill(self, question: Question) -> Filled:
         alphabet = self.template.letters
         if alphabet and len(question.choices) > len(alphabet):
             raise UserError(
                 f"question {question.id!r} has {len(question.choices)} choices, letters end at {len(alphabet)}; "
                 "use a text template"
             )
-        filled = self.template.fill(question)
+        return self.template.fill(question)
+
+    def _filled(self, question: Question) -> Filled:
+        filled = self._fill(question)
         few_shot = self.prompt.few_shot
         before = self.template.heading(question)
         if few_shot:
@@ -202,7 +211,7 @@ class Encoder:
             except ValueError as error:
                 raise UserError(f"prompt.few_shot.dataset {few_shot.dataset}: {error}") from None
             for example in examples:
-                shot = self.template.fill(example)
+                shot = self._fill(example)
                 before += f"{shot.prompt}{shot.answers[example.answer or 0]}{shot.closing}\n\n"
         return replace(filled, prompt=before + filled.prompt)
 

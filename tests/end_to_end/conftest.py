@@ -1,0 +1,27 @@
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+sys.path.insert(0, str(Path(__file__).parent))  # commands.py
+
+
+@pytest.fixture(autouse=True, scope="session")
+def one_thread() -> None:
+    """Tiny models are slower on several threads than on one."""
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True)
+def no_data_folder(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a developer keeps in RIPIENO_DATA must not decide where these tests read."""
+    monkeypatch.delenv("RIPIENO_DATA", raising=False)
+
+
+@pytest.fixture(scope="session")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny model with its tokenizer, as a user's folder."""
+    from families import save_tiny
+
+    return save_tiny(tmp_path_factory.mktemp("base") / "tiny")

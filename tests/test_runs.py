@@ -1,0 +1,263 @@
+"""A run folder holds whole files or none, knows its own, and belongs to one process and one config."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ripieno.config import Base, Compute, Config, Data, Training
+from ripieno.errors import EnvironmentFault, UserError
+from ripieno.runs import RunFolder, write_atomically
+
+IDENTITY = {"base_sha256": "b" * 64, "questions_sha256": "c" * 64}
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> RunFolder:
+    folder = RunFolder(tmp_path / "run")
+    folder.path.mkdir()
+    return folder
+
+
+def config(**sections: Any) -> Config:
+    return Config(**{"name": "tiny", "data": Data(train=("commonsense_qa/train",)), **sections})
+
+
+# ---- writing ----------------------------------------------------------------------------------------------------
+
+
+class Crash(BaseException):
+    """The process ends here."""
+
+
+@pytest.mark.parametrize("step", ["fsync", "chmod", "replace"])
+def test_a_crash_before_the_rename_leaves_the_old_file_and_nothing_beside_it(
+    step: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "file"
+    write_atomically(path, b"old")
+
+    def crash(*_: Any) -> None:
+        assert path.read_bytes() == b"old"
+        raise Crash
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, step, crash)
+        with pytest.raises(Crash):
+            write_atomically(path, b"new")
+    assert [p.name for p in tmp_path.iterdir()] == ["file"]
+    assert path.read_bytes() == b"old"
+    write_atomically(path, b"new")
+    assert path.read_bytes() == b"new"
+
+
+def test_the_content_is_synced_before_the_rename_and_the_folder_after_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Otherwise a power cut could leave the new name with an empty file."""
+    calls = []
+    fsync, replace = os.fsync, os.replace
+    monkeypatch.setattr(os, "fsync", lambda fd: (calls.append(os.readlink(f"/proc/self/fd/{fd}")), fsync(fd)))
+    monkeypatch.setattr(os, "replace", lambda a, b: (calls.append("replace"), replace(a, b)))
+    write_atomically(tmp_path / "file", b"new")
+    assert [Path(calls[0]).name.startswith(".file."), *calls[1:]] == [True, "replace", str(tmp_path)]
+
+
+def test_a_full_disk_is_the_environments_fault(run: RunFolder, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", full)
+        with pytest.raises(EnvironmentFault, match=r"report/index\.html: cannot be written \(No space left on device\)"):
+            run.write(run.report / "index.html", "page")
+        with pytest.raises(EnvironmentFault, match=r"metrics\.jsonl: cannot be written \(No space"):
+            run.rewrite("metrics.jsonl", [])
+    (run.path / "timing.jsonl").symlink_to("/dev/full")
+    with pytest.raises(EnvironmentFault, match=r"timing\.jsonl: cannot be written"):
+        run.append("timing.jsonl", {"what": "train"})
+    assert not run.whole(run.report / "index.html")
+
+
+# ---- what is whole ----------------------------------------------------------------------------------------------
+
+
+def test_whole_sees_every_damage(run: RunFolder) -> None:
+    path = run.predictions("set", "test", "ensemble", 1)
+    content = bytes(range(256)) * 4
+    run.write(path, content)
+    assert run.whole(path)
+    damages = {
+        "cut": content[:-1],
+        "longer": content + b"\0",
+        "emptied": b"",
+        "one bit flipped": content[:500] + bytes([content[500] ^ 1]) + content[501:],
+    }
+    for name, damaged in damages.items():
+        path.write_bytes(damaged)
+        assert not run.whole(path), name
+    path.unlink()
+    assert not run.whole(path)
+    path.mkdir()
+    assert not run.whole(path)
+    path.rmdir()
+    run.write(path, content)
+    assert run.whole(path)
+
+
+def test_whole_needs_every_file_and_knows_its_own_alone(run: RunFolder) -> None:
+    a, b = run.adapter_files(0, 1)
+    run.write(a, "{}")
+    assert run.whole(a)
+    assert not run.whole(a, b)
+    b.write_bytes(b"copied in from elsewhere")
+    assert not run.whole(a, b)
+
+
+def test_whole_goes_by_what_was_written_last(run: RunFolder) -> None:
+    path = run.report / "metrics.json"
+    run.write(path, "first")
+    run.write(path, "second")
+    assert run.whole(path)
+    path.write_text("first")
+    assert not run.whole(path)
+
+
+# ---- jsonl ------------------------------------------------------------------------------------------------------
+
+
+def test_a_line_cut_short_is_left_out_and_the_next_one_takes_its_place(run: RunFolder) -> None:
+    assert run.lines("metrics.jsonl") == []
+    run.append("metrics.jsonl", {"step": 1})
+    whole = (run.path / "metrics.jsonl").read_bytes()
+    for torn in (b"{", b'{"step": 2', b'{"step": 2}', "{\"é".encode()[:-1]):  # a line is whole with its line break
+        (run.path / "metrics.jsonl").write_bytes(whole + torn)
+        assert run.lines("metrics.jsonl") == [{"step": 1}]
+        run.append("metrics.jsonl", {"step": 3})
+        assert run.lines("metrics.jsonl") == [{"step": 1}, {"step": 3}]
+    (run.path / "metrics.jsonl").write_bytes(b'{"st')
+    run.append("metrics.jsonl", {"step": 1})
+    assert (run.path / "metrics.jsonl").read_bytes() == whole
+
+
+def test_rewrite_replaces_every_line(run: RunFolder) -> None:
+    for step in range(3):
+        run.append("metrics.jsonl", {"step": step})
+    run.rewrite("metrics.jsonl", [{"step": 7}])
+    assert run.lines("metrics.jsonl") == [{"step": 7}]
+
+
+# ---- the lock ---------------------------------------------------------------------------------------------------
+
+HOLD = """
+import sys
+from pathlib import Path
+from ripieno.runs import RunFolder
+with RunFolder(Path(sys.argv[1])).lock():
+    print("held", flush=True)
+    sys.stdin.read()
+"""
+
+
+def test_the_lock_refuses_a_second_process_and_goes_with_the_first(run: RunFolder) -> None:
+    with subprocess.Popen(
+        [sys.executable, "-c", HOLD, str(run.path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as other:
+        assert other.stdout is not None
+        assert other.stdout.readline() == "held\n"
+        with pytest.raises(EnvironmentFault, match="another process is working on this run"), run.lock():
+            pass
+        other.kill()  # no chance to clean up
+    with run.lock():
+        pass
+
+
+def test_a_folder_that_cannot_be_one_is_the_environments_fault(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    for path in (tmp_path / "file", tmp_path / "file" / "run"):
+        with pytest.raises(EnvironmentFault, match="not a folder that can be written"), RunFolder(path).lock():
+            pass
+
+
+# ---- start ------------------------------------------------------------------------------------------------------
+
+
+def test_start_writes_the_config_and_a_manifest(run: RunFolder) -> None:
+    run.start(config(), IDENTITY, {"counts": {"train": 3}})
+    assert run.config() == config()
+    manifest = run.manifest()
+    assert manifest["config_hash"] == config().hash()
+    assert manifest["counts"] == {"train": 3}
+    assert manifest["base_sha256"] == "b" * 64
+    assert set(manifest) >= {"schema", "versions", "host", "started", "seeds", "python"}
+    assert manifest["versions"]["torch"]
+    assert run.whole(run.path / "config.yaml", run.path / "manifest.json")
+
+
+def test_start_again_with_the_same_or_what_changes_no_result_keeps_everything(run: RunFolder) -> None:
+    run.start(config(), IDENTITY, {})
+    before = [(run.path / name).read_bytes() for name in ("config.yaml", "manifest.json")]
+    run.start(config(), IDENTITY, {})
+    run.start(config(compute=Compute(device="cuda", members_per_pass=2, batch_tokens=9, threads=1)), IDENTITY, {})
+    run.start(config(name="another"), IDENTITY, {})
+    assert [(run.path / name).read_bytes() for name in ("config.yaml", "manifest.json")] == before
+
+
+def test_start_refuses_another_config_with_the_keys_side_by_side(run: RunFolder) -> None:
+    run.start(config(), IDENTITY, {})
+    other = config(training=Training(epochs=7, learning_rate=0.5), base=Base(dtype="bfloat16"))
+    with pytest.raises(UserError) as caught:
+        run.start(other, IDENTITY, {})
+    message = str(caught.value)
+    assert "\n" not in message
+    for line in ("training.epochs: 3 | 7", "training.learning_rate: 0.0001 | 0.5", "base.dtype: float32 | bfloat16"):
+        assert line in message
+    assert message.count(" | ") == 4  # these three and the legend: keys that agree are left out
+    assert run.config() == config()
+
+
+@pytest.mark.parametrize("key", IDENTITY)
+def test_start_refuses_another_base_or_other_questions(run: RunFolder, key: str) -> None:
+    run.start(config(), IDENTITY, {})
+    with pytest.raises(UserError, match=rf"{key}: {IDENTITY[key]} \| {'d' * 64}"):
+        run.start(config(), {**IDENTITY, key: "d" * 64}, {})
+
+
+def test_start_ended_between_its_two_files_starts_again(run: RunFolder, monkeypatch: pytest.MonkeyPatch) -> None:
+    write = RunFolder.write
+    with monkeypatch.context() as patch, pytest.raises(Crash):
+
+        def dying(self: RunFolder, path: Path, content: bytes | str) -> None:
+            if path.name == "manifest.json":
+                raise Crash
+            write(self, path, content)
+
+        patch.setattr(RunFolder, "write", dying)
+        run.start(config(), IDENTITY, {})
+    run.start(config(), IDENTITY, {})
+    assert run.manifest()["config_hash"] == config().hash()
+
+
+def test_a_folder_without_a_run_is_the_users_mistake(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"not a run folder \(no config\.yaml\); `ripieno train CONFIG\.yaml` makes one"):
+        RunFolder(tmp_path).config()
+
+
+@pytest.mark.parametrize("content", [None, "", '{"schema": 1'])
+def test_a_damaged_manifest_is_the_environments_fault(run: RunFolder, content: str | None) -> None:
+    if content is not None:
+        (run.path / "manifest.json").write_text(content)
+    with pytest.raises(EnvironmentFault, match=r"manifest\.json: missing or damaged"):
+        run.manifest()
+
+
+def test_a_fault_inside_the_lock_keeps_its_own_name(run: RunFolder) -> None:
+    with pytest.raises(PermissionError, match="of the questions"), run.lock():
+        raise PermissionError(13, "of the questions")
+    with run.lock():
+        pass

@@ -1,0 +1,101 @@
+"""A tiny ensemble to train in a second or two: a llama of two layers, 14 questions of 2 to 5 choices."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from families import byte_level_tokenizer, tiny_model
+from torch import Tensor
+
+from ripieno.config import Adapter, Compute, Config, Data, Prompt, Training
+from ripieno.data.question import Question, Text
+from ripieno.model.adapters import AdapterStack
+from ripieno.model.backbone import Backbone
+from ripieno.model.scoring import Engine
+from ripieno.model.trees import Encoder
+from ripieno.progress import Progress
+from ripieno.runs import RunFolder
+from ripieno.training.loop import Examples, Trainer, Validate
+
+WORDS = "a plant near window of the house cat bird fish New York City season day one two three four five".split()
+
+
+def questions(count: int, seed: int = 0) -> list[Question]:
+    """Return questions of random words: K from 2 to 5, other lengths of each, choices never equal."""
+    draw = random.Random(seed)
+    rows = []
+    for n in range(count):
+        choices: dict[str, None] = {}
+        while len(choices) < 2 + n % 4:
+            choices[" ".join(draw.choices(WORDS, k=draw.randint(1, 3)))] = None
+        text = " ".join(draw.choices(WORDS, k=draw.randint(2, 9))) + "?"
+        rows.append(Question(f"q{n}", text, tuple(choices), draw.randrange(len(choices))))
+    return rows
+
+
+# In batches of 4: the last batch of an epoch holds 2.
+QUESTIONS = questions(14)
+
+
+def config(
+    *, template: str = "text", normalisation: str = "sum", dropout: float = 0.0, compute: Compute | None = None,
+    **training: Any,
+) -> Config:
+    """Return a config of three members whose updates grow large in a few steps."""
+    given = {"members": 3, "epochs": 1, "learning_rate": 1e-2, "clip": 1.0, "batch_size": 4, **training}
+    return Config(
+        name="tiny",
+        adapter=Adapter(targets=("q_proj", "v_proj"), rank=2, alpha=4, dropout=dropout),
+        prompt=Prompt(template=template, normalisation=normalisation),  # type: ignore[arg-type]
+        data=Data(train=("unread.jsonl",), validation=("unread.jsonl",)),
+        training=Training(**given),
+        compute=compute or Compute(members_per_pass=3, batch_tokens=100_000),
+    )
+
+
+def trainer(
+    folder: Path,
+    settings: Config,
+    members: Sequence[int] = (0, 1, 2),
+    rows: Sequence[Question | Text] = QUESTIONS,
+    validate: Validate | None = None,
+) -> Trainer:
+    """Return what trains some members of an ensemble into a run folder."""
+    model = tiny_model("llama").requires_grad_(False)
+    backbone = Backbone(model, byte_level_tokenizer(), {"model": "tiny", "revision": None}, 512)
+    stack = AdapterStack(model, settings.adapter, members)
+    assert isinstance(settings.compute.batch_tokens, int)
+    engine = Engine(backbone, stack, settings.compute.batch_tokens)
+    engine.probe()
+    examples = Examples(rows, Encoder(backbone.tokenizer, settings.prompt), settings)
+    folder.mkdir(parents=True, exist_ok=True)
+    return Trainer(engine, stack, examples, validate, settings, RunFolder(folder), Progress(quiet=True))
+
+
+def train(folder: Path, settings: Config, members: Sequence[int] = (0, 1, 2), **given: Any) -> Trainer:
+    """Train some members of an ensemble into a run folder."""
+    made = trainer(folder, settings, members, **given)
+    made.train()
+    return made
+
+
+def updates(stack: AdapterStack, position: int) -> Tensor:
+    """Return a member's B A of every layer, in one vector, in float64."""
+    pairs = [(layer.A[position].double(), layer.B[position].double()) for layer in stack.layers.values()]
+    return torch.cat([(B @ A).flatten() for A, B in pairs]).detach()
+
+
+def distance(a: Tensor, b: Tensor) -> float:
+    """Return the relative Frobenius norm of a difference."""
+    return ((a - b).norm() / b.norm()).item()
+
+
+def losses(made: Trainer, member: int) -> list[float]:
+    """Return a member's loss at each step, as its run wrote them."""
+    lines = made.run.lines("metrics.jsonl")
+    return [line["loss"] for line in lines if line["kind"] == "step" and line["member"] == member]
+
