@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import sys
 from pathlib import Path
@@ -25,6 +26,7 @@ app = typer.Typer(
 )
 Run = Annotated[Path, typer.Argument(metavar="RUN", help="A run folder, such as runs/demo.")]
 DataDir = Annotated[Path | None, typer.Option(help="A folder with originally released data files, looked in first.")]
+_OUT_OF_MEMORY = re.compile("out of memory|can't allocate memory")  # torch's own words, on a GPU and on a CPU
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress bar.")]
 
 
@@ -197,14 +199,21 @@ def main() -> None:
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     try:
-        sys.exit(app(sys.argv[1:] or ["--help"], standalone_mode=False) or 0)
+        code = app(sys.argv[1:] or ["--help"], standalone_mode=False) or 0
+        if code == 130:  # typer turns Ctrl-C into this without a word
+            raise KeyboardInterrupt
+        sys.exit(code)
     except typer.TyperException as error:
-        _fail(" ".join(str(error).split()), 2)
+        context = getattr(error, "ctx", None)
+        see = f" See `{context.command_path} --help`" if context else ""
+        _fail(" ".join(error.format_message().split()) + see, 2)
     except UserError as error:
         _fail(str(error), 2)
     except EnvironmentFault as error:
         _fail(str(error), 1)
-    except MemoryError:
+    except (MemoryError, RuntimeError) as error:
+        if not isinstance(error, MemoryError) and not _OUT_OF_MEMORY.search(str(error)):
+            raise
         _fail("out of memory: lower compute.batch_tokens or compute.members_per_pass", 1)
     except (KeyboardInterrupt, typer.Abort):
         _fail("interrupted; the same command goes on from the last whole epoch", 130)

@@ -9,7 +9,7 @@ from typing import Self
 
 import torch
 
-from ripieno.config import Adapter, Base, Compute, Evaluation, Prompt
+from ripieno.config import Adapter, Base, Compute, Data, Evaluation, Prompt
 from ripieno.data.question import Question
 from ripieno.data.splits import load as load_dataset
 from ripieno.errors import UserError
@@ -84,10 +84,11 @@ class Ensemble:
         if not 0 <= epoch <= config.training.epochs:
             raise UserError(f"{run.path}: has epochs 0 (the base) to {config.training.epochs}, not {epoch}")
         epochs = adapter_epochs(run, range(config.training.members), epoch) if epoch else {}
+        if epoch and not epochs:
+            raise UserError(f"{run.path}: no member is left at epoch {epoch}; their training failed")
         backbone = backbones.load(config.base, device_of(Compute()))
-        ensemble = cls.assemble(
-            backbone, config.adapter, list(epochs), config.prompt, config.evaluation, pool=few_shot_pool(config.prompt)
-        )
+        pool = few_shot_pool(config.prompt, config.data)
+        ensemble = cls.assemble(backbone, config.adapter, list(epochs), config.prompt, config.evaluation, pool=pool)
         for position, (member, at) in enumerate(epochs.items()):
             ensemble.stack.load_peft(position, run.adapter(member, at))
         return ensemble
@@ -172,6 +173,9 @@ def device_of(compute: Compute) -> str:
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 
-def few_shot_pool(prompt: Prompt, data_dir: Path | None = None) -> list[Question]:
-    """Return the questions that a prompt takes its solved examples from."""
-    return load_dataset(prompt.few_shot.dataset, data_dir=data_dir).questions if prompt.few_shot else []
+def few_shot_pool(prompt: Prompt, data: Data | None = None, data_dir: Path | None = None) -> list[Question]:
+    """Return the questions that a prompt takes its solved examples from, drawn and read as the config's others."""
+    if prompt.few_shot is None:
+        return []
+    seed, labels = (data.seed, data.labels) if data else (0, None)
+    return load_dataset(prompt.few_shot.dataset, data_dir=data_dir, seed=seed, labels=labels).questions

@@ -22,7 +22,7 @@ from ripieno.data.prompts import TEMPLATES
 from ripieno.data.question import Question, Text, content_key, questions_to_parquet, read_questions
 from ripieno.data.splits import DatasetName, Roles
 from ripieno.ensemble import Ensemble, decide, device_of, few_shot_pool
-from ripieno.errors import UserError
+from ripieno.errors import EnvironmentFault, UserError
 from ripieno.measures import analysis
 from ripieno.model import backbone as backbones
 from ripieno.model.adapters import default_targets
@@ -253,15 +253,30 @@ def _jobs(run: RunFolder, config: Config, datasets: Sequence[str], epochs: Seque
         name = DatasetName.parse(text)
         for epoch in of_epochs:
             members = adapter_epochs(run, range(config.training.members), epoch) if epoch else {}
-            untrained = [m for m, at in members.items() if not run.whole(*run.adapter_files(m, at))]
-            if untrained:
-                raise UserError(
-                    f"{run.path}: member {untrained[0]} has no whole adapter of epoch {members[untrained[0]]}; "
-                    "`ripieno train` with the run's config makes it"
-                )
+            if epoch and not members:
+                if epochs is None:
+                    continue
+                raise UserError(f"{run.path}: no member is left at epoch {epoch}; their training failed, see status")
+            for member, at in members.items():
+                _require_adapter(run, member, at)
             method = METHOD if epoch else BASE
             jobs.append(Job(name, epoch, members, run.predictions(name.folder, name.file, method, epoch)))
     return jobs
+
+
+def _require_adapter(run: RunFolder, member: int, epoch: int) -> None:
+    files = run.adapter_files(member, epoch)
+    if run.whole(*files):
+        return
+    written = {line["path"] for line in run.lines("checksums.jsonl")}
+    if all(file.relative_to(run.path).as_posix() in written for file in files):
+        raise EnvironmentFault(
+            f"{files[1]}: missing or damaged; remove {run.adapter(member, 1).parent}, then `ripieno train` with the "
+            "run's config trains that member again"
+        )
+    raise UserError(
+        f"{run.path}: member {member} is not trained to epoch {epoch}; `ripieno train` with the run's config goes on"
+    )
 
 
 def _questions(run: RunFolder, config: Config, name: DatasetName, data_dir: Path | None) -> list[Question]:
@@ -336,7 +351,7 @@ def _holds(file: Path, inputs: str, evaluation: Evaluation) -> bool:
 
 
 def _assemble(config: Config, backbone: Backbone, members: Sequence[int], data_dir: Path | None = None) -> Ensemble:
-    pool = few_shot_pool(config.prompt, data_dir)
+    pool = few_shot_pool(config.prompt, config.data, data_dir)
     return Ensemble.assemble(backbone, config.adapter, members, config.prompt, config.evaluation, config.compute, pool)
 
 

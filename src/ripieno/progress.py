@@ -28,6 +28,7 @@ class Progress:
             bar_format=form,
             dynamic_ncols=True,
             smoothing=0.05,
+            delay=1,  # what fails at once says so in one line, without an empty bar
             mininterval=0.2 if self.live else 30,  # in a log file a line now and then is enough
         )
 

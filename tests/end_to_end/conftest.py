@@ -13,6 +13,14 @@ def one_thread() -> None:
     torch.set_num_threads(1)
 
 
+@pytest.fixture(autouse=True, scope="session")
+def no_bars() -> None:
+    """The command line turns the library's own bars off by its environment, which must be set before its import."""
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
+
+
 @pytest.fixture(autouse=True)
 def no_data_folder(monkeypatch: pytest.MonkeyPatch) -> None:
     """What a developer keeps in RIPIENO_DATA must not decide where these tests read."""

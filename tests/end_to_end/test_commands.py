@@ -483,7 +483,7 @@ def test_a_member_whose_training_fails_is_left_out(
 def test_members_trained_in_two_starts_are_those_of_one(experiment: Experiment, tmp_path: Path) -> None:
     """A cluster's array jobs train some each; the adapters are the same bytes, as members take turns on a CPU."""
     works("train", experiment.config, "--run", tmp_path, "--members", "2")
-    assert one_line(ripieno("evaluate", tmp_path), 2).startswith(f"ripieno: {tmp_path}: member 0 has no whole adapter")
+    assert one_line(ripieno("evaluate", tmp_path), 2).startswith(f"ripieno: {tmp_path}: member 0 is not trained")
     works("train", experiment.config, "--run", tmp_path, "--members", "0-1")
     ours, theirs = files_of(tmp_path), files_of(experiment.path)
     adapters = [name for name in theirs if name.startswith("members/")]
@@ -519,9 +519,9 @@ def one_line(done: Done, code: int) -> str:
 
 def mistakes() -> Iterator[tuple[str, list[str], int, str]]:
     """Yield name, arguments, exit code and what the message must hold; CONFIG, RUN and TMP are filled in."""
-    yield "unknown command", ["trian", "CONFIG"], 2, "No such command 'trian'"
+    yield "unknown command", ["trian", "CONFIG"], 2, "No such command 'trian'. Did you mean 'train'? See `ripieno --help`"
     yield "unknown option", ["train", "CONFIG", "--epoch", "3"], 2, "No such option"
-    yield "missing argument", ["train"], 2, "Missing argument"
+    yield "missing argument", ["train"], 2, "Missing argument 'CONFIG.yaml'. See `ripieno train --help`"
     yield "missing config", ["train", "TMP/none.yaml"], 2, "TMP/none.yaml: no such config file"
     yield "misspelt key", ["train", "CONFIG", "--set", "training.epoch=1"], 2, "training.epoch; did you mean epochs?"
     yield "no value", ["train", "CONFIG", "--set", "training.epochs"], 2, "give key=value"
@@ -548,7 +548,7 @@ def mistakes() -> Iterator[tuple[str, list[str], int, str]]:
     yield "not predictions", ["analyze", "QUESTIONS"], 2, "column"
     yield "no action", ["datasets", "chek", "CONFIG"], 2, "usage: ripieno datasets"
     yield "a bad file", ["datasets", "check", "TMP/bad.jsonl"], 2, "TMP/bad.jsonl, line 2: "
-    yield "a config is no file", ["datasets", "check", "CONFIG"], 2, "questions are read from"
+    yield "not a file of questions", ["datasets", "check", "CONFIG"], 2, "ends in .jsonl, .csv, .parquet"
 
 
 MISTAKES = list(mistakes())
@@ -590,8 +590,7 @@ def test_a_damaged_run_says_what_mends_it(name: str, experiment: Experiment, tmp
         return
     works("evaluate", run)  # what is there is whole: nothing needs the adapter
     (run / "predictions" / experiment.folder("test") / "all" / "ensemble-epoch-002.parquet").unlink()
-    line = one_line(ripieno("evaluate", run), 2)
-    assert "member 1 has no whole adapter of epoch 2" in line
+    assert f"{run / name}: missing or damaged" in one_line(ripieno("evaluate", run), 1)
 
 
 def test_a_damaged_adapter_is_trained_again_as_the_message_says(experiment: Experiment, tmp_path: Path) -> None:
@@ -603,12 +602,24 @@ def test_a_damaged_adapter_is_trained_again_as_the_message_says(experiment: Expe
         name = f"members/001/epoch-{epoch:03d}/adapter_model.safetensors"
         (run / name).write_bytes(b"{")
         (run / "predictions" / experiment.folder("test") / "all" / f"ensemble-epoch-{epoch:03d}.parquet").unlink()
-        line = one_line(ripieno("evaluate", run), 2)
-        assert f"remove {run / 'members/001'}" in line
+        assert f"remove {run / 'members/001'}" in one_line(ripieno("evaluate", run), 1)
         subprocess.run(["rm", "-r", str(run / "members/001")], check=True)
         works("train", experiment.config, "--run", run)
         works("evaluate", run)
         assert (run / name).read_bytes() == (experiment.path / name).read_bytes()
+
+
+def test_memory_that_is_not_there_is_the_environments_fault(
+    experiment: Experiment, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Torch says so in a RuntimeError; what else raises one is a bug, and keeps its traceback."""
+    file = write_rows(experiment.config.parent / "asked.jsonl", rows(2, 88))
+    monkeypatch.setattr(Engine, "score", lambda *_: torch.empty(2**50))
+    line = one_line(ripieno("evaluate", experiment.path, "--dataset", file, "--epoch", "0"), 1)
+    assert line == "ripieno: out of memory: lower compute.batch_tokens or compute.members_per_pass"
+    monkeypatch.setattr(Engine, "score", lambda *_: torch.empty(2) @ torch.empty(3))
+    with pytest.raises(RuntimeError, match="size"):
+        ripieno("evaluate", experiment.path, "--dataset", file, "--epoch", "0")
 
 
 def test_datasets_lists_what_can_be_read_and_checks_a_file(experiment: Experiment) -> None:

@@ -182,10 +182,10 @@ def test_few_shot_examples_stand_before_the_question_as_one_text(kind: str, temp
     encoder = Encoder(tokenizer, Prompt(template=template, few_shot=FewShot(dataset="pool", count=2)), pool)
     question = replace(CITY, subject="s")
     fill, text = TEMPLATES[template].fill, TEMPLATES[template].heading(question)
-    for shot, k in ((fill(pool[0]), 0), (fill(pool[1]), 1)):
-        text += shot.prompt + shot.answers[k] + shot.closing + "\n\n"
-    own = fill(question)
     newline = "" if TEMPLATES[template].letters else "\n"
+    for shot, k in ((fill(pool[0]), 0), (fill(pool[1]), 1)):
+        text += shot.prompt + shot.answers[k] + shot.closing + (newline or "\n\n")
+    own = fill(question)
     tree = encode(encoder, question)
     wholes = [tokenizer(text + own.prompt + answer + newline).input_ids for answer in own.answers]
     assert [list(tree.question + branch) for branch in tree.branches] == wholes

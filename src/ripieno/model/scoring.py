@@ -54,9 +54,13 @@ class Engine:
         self.whole_sequences = False
 
     def probe(self, trees: Sequence[TokenTree] = ()) -> None:
-        """Compare trees with whole sequences on a few questions, and keep to the latter where they differ."""
-        # Recurrent states and positions that count the mask's columns cannot branch.
+        """Compare trees with whole sequences on a few questions, and keep to the latter where they differ.
+
+        Run it once before scoring.
+        """
+        # Recurrent states cannot branch, nor can positions that are counted along the mask (ALiBi).
         branches = all(self.backbone.accepts(argument) for argument in ("attention_mask", "position_ids"))
+        branches = branches and not getattr(self.backbone.model.config, "alibi", False)
         self.whole_sequences = not branches or set(self._windows()) - {"full_attention", "sliding_attention"} != set()
         if self.whole_sequences:
             return
@@ -131,7 +135,7 @@ class Engine:
             # Models with several kinds of layers take a mask for each kind.
             attention_mask=masks if len(masks) > 1 else next(iter(masks.values())),
             position_ids=batch.positions,
-            # Numbers of columns, not their count: that would make a strided view, whose product is several times slower.
+            # Numbers of columns, not their count: a count makes a strided view, whose product is several times slower.
             logits_to_keep=torch.arange(T - batch.scored_columns, T, device=batch.tokens.device),
         )
         logits = output.logits[:, -batch.scored_columns :].float()

@@ -212,7 +212,9 @@ class Encoder:
                 raise UserError(f"prompt.few_shot.dataset {few_shot.dataset}: {error}") from None
             for example in examples:
                 shot = self._fill(example)
-                before += f"{shot.prompt}{shot.answers[example.answer or 0]}{shot.closing}\n\n"
+                # An example ends as a scored choice does, or that end would be one that no example shows.
+                end = self._newline() or "\n\n"
+                before += f"{shot.prompt}{shot.answers[example.answer or 0]}{shot.closing}{end}"
         return replace(filled, prompt=before + filled.prompt)
 
     def _newline(self) -> str:
