@@ -155,7 +155,7 @@ def test_an_unknown_key_like_no_other_lists_those_there_are() -> None:
         ("name", "a/b"), ("name", ""), ("base.dtype", "float16"), ("adapter.rank", 0), ("adapter.alpha", 0),
         ("adapter.dropout", 1.0), ("adapter.targets", 3), ("prompt.template", "mine"), ("prompt.few_shot.count", 0),
         ("data.train", "commonsense_qa/train"), ("data.seed", 1.5), ("training.members", -1), ("training.epochs", "x"),
-        ("training.learning_rate", 0), ("training.learning_rate", float("inf")), ("training.learning_rate", float("nan")),
+        ("training.learning_rate", 0), ("training.learning_rate", float("inf")), ("adapter.alpha", float("nan")),
         ("training.warmup", 1), ("training.clip", 0), ("training.loss", "mse"), ("training.too_long", "cut"),
         ("evaluation.store_top", 0), ("evaluation.store_top", "some"), ("compute.batch_tokens", 0),
         ("compute.members_per_pass", "all"), ("training", 3), ("training", None),
@@ -167,7 +167,9 @@ def test_a_bad_value_is_named_in_one_line(key: str, value: Any) -> None:
     assert text.endswith(f"(got {value!r})")
 
 
-@pytest.mark.parametrize(("key", "content"), [("name", {"data": MINIMAL["data"]}), ("data.train", {"name": "a", "data": {}})])
+@pytest.mark.parametrize(
+    ("key", "content"), [("name", {"data": MINIMAL["data"]}), ("data.train", {"name": "a", "data": {}})]
+)
 def test_a_missing_key_is_named(key: str, content: dict[str, Any]) -> None:
     assert message(content) == f"{key} is missing"
 
@@ -326,7 +328,9 @@ def test_hash_leaves_out_the_folder_of_a_local_base() -> None:
 def sections(model: type[BaseModel]) -> Iterator[type[BaseModel]]:
     yield model
     for field in model.model_fields.values():
-        kinds = typing.get_args(field.annotation) if isinstance(field.annotation, types.UnionType) else [field.annotation]
+        kinds = (
+            typing.get_args(field.annotation) if isinstance(field.annotation, types.UnionType) else [field.annotation]
+        )
         for kind in kinds:
             if isinstance(kind, type) and issubclass(kind, BaseModel):
                 yield from sections(kind)

@@ -74,7 +74,9 @@ def test_a_full_disk_is_the_environments_fault(run: RunFolder, monkeypatch: pyte
 
     with monkeypatch.context() as patch:
         patch.setattr(os, "fsync", full)
-        with pytest.raises(EnvironmentFault, match=r"report/index\.html: cannot be written \(No space left on device\)"):
+        with pytest.raises(
+            EnvironmentFault, match=r"report/index\.html: cannot be written \(No space left on device\)"
+        ):
             run.write(run.report / "index.html", "page")
         with pytest.raises(EnvironmentFault, match=r"metrics\.jsonl: cannot be written \(No space"):
             run.rewrite("metrics.jsonl", [])
@@ -135,7 +137,7 @@ def test_a_line_cut_short_is_left_out_and_the_next_one_takes_its_place(run: RunF
     assert run.lines("metrics.jsonl") == []
     run.append("metrics.jsonl", {"step": 1})
     whole = (run.path / "metrics.jsonl").read_bytes()
-    for torn in (b"{", b'{"step": 2', b'{"step": 2}', "{\"é".encode()[:-1]):  # a line is whole with its line break
+    for torn in (b"{", b'{"step": 2', b'{"step": 2}', '{"é'.encode()[:-1]):  # a line is whole with its line break
         (run.path / "metrics.jsonl").write_bytes(whole + torn)
         assert run.lines("metrics.jsonl") == [{"step": 1}]
         run.append("metrics.jsonl", {"step": 3})
@@ -230,21 +232,24 @@ def test_start_refuses_another_base_or_other_questions(run: RunFolder, key: str)
 
 def test_start_ended_between_its_two_files_starts_again(run: RunFolder, monkeypatch: pytest.MonkeyPatch) -> None:
     write = RunFolder.write
-    with monkeypatch.context() as patch, pytest.raises(Crash):
 
-        def dying(self: RunFolder, path: Path, content: bytes | str) -> None:
-            if path.name == "manifest.json":
-                raise Crash
-            write(self, path, content)
+    def dying(self: RunFolder, path: Path, content: bytes | str) -> None:
+        if path.name == "manifest.json":
+            raise Crash
+        write(self, path, content)
 
+    with monkeypatch.context() as patch:
         patch.setattr(RunFolder, "write", dying)
-        run.start(config(), IDENTITY, {})
+        with pytest.raises(Crash):
+            run.start(config(), IDENTITY, {})
     run.start(config(), IDENTITY, {})
     assert run.manifest()["config_hash"] == config().hash()
 
 
 def test_a_folder_without_a_run_is_the_users_mistake(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"not a run folder \(no config\.yaml\); `ripieno train CONFIG\.yaml` makes one"):
+    with pytest.raises(
+        UserError, match=r"not a run folder \(no config\.yaml\); `ripieno train CONFIG\.yaml` makes one"
+    ):
         RunFolder(tmp_path).config()
 
 

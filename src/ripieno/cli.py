@@ -246,8 +246,8 @@ def _run(path: Path) -> RunFolder:
 
 def _members(text: str) -> list[int]:
     try:
-        parts = [part.split("-") for part in text.split(",")]
-        return sorted({n for first, *rest in parts for n in range(int(first), int(rest[0] if rest else first) + 1)})
+        parts = [part.partition("-") for part in text.split(",")]
+        return sorted({n for first, to, last in parts for n in range(int(first), int(last if to else first) + 1)})
     except ValueError:
         raise UserError(f"--members {text}: give numbers and ranges, such as 0-4 or 0,2") from None
 
@@ -257,7 +257,7 @@ def _epochs(text: str, last: int) -> list[int] | None:
         return None
     if text == "last":
         return [last]
-    if not text.isdigit():
+    if not text.isdecimal():
         raise UserError(f"--epoch {text}: give a number, last or all")
     return [int(text)]
 

@@ -168,9 +168,14 @@ def decide(compute: Compute, device: torch.device, members: int) -> Compute:
 
 def device_of(compute: Compute) -> str:
     """Return the device that is asked for; for `auto`, `cuda` where there is one, else `cpu`."""
-    if compute.device != "auto":
-        return compute.device
-    return "cuda" if torch.cuda.is_available() else "cpu"
+    if compute.device == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        torch.empty(0, device=compute.device)
+    except (RuntimeError, AssertionError, ImportError) as error:  # torch's ways to say no
+        why = str(error).split("\n")[0]
+        raise UserError(f"compute.device {compute.device!r}: not at hand here ({why}); use auto") from None
+    return compute.device
 
 
 def few_shot_pool(prompt: Prompt, data: Data | None = None, data_dir: Path | None = None) -> list[Question]:

@@ -151,6 +151,10 @@ def _training_rows(
         raise UserError(f"data.train: all {len(rows)} questions are over training.max_tokens {training.max_tokens}")
     known = [question for question in roles.questions("validation") if question.answer is not None]
     validation = ensemble.encode(known)
+    if training.patience and not validation.questions:
+        raise UserError(
+            "training.patience: no question of data.validation has an answer and fits evaluation.max_tokens"
+        )
     answered = {question.id for question in validation.questions}
     too_long = {
         "train": [row.id for row in dropped],
@@ -376,6 +380,8 @@ def calibrate(run: RunFolder, *, data_dir: Path | None = None, progress: Progres
         names = map(DatasetName.parse, config.data.calibration)
         files = [run.predictions(name.folder, name.file, method, epoch) for name in names]
         p = predictions.concatenate([part for file in files for part in predictions.read_parquet(file)])
+        if not p.labelled.any():
+            raise UserError(f"{run.path}: no question of data.calibration has an answer to fit a temperature to")
         temperatures[method] = measures.fit_temperature(p.log_probs, p.mask, p.targets)
     return temperatures
 

@@ -18,7 +18,8 @@ import yaml
 
 from ripieno import cli
 
-WORDS = "a plant near window of the house cat bird fish New York City season day one two three four five".split()
+TEXT = "a plant near window of the house cat bird fish New York City season day one two three four five"
+WORDS = TEXT.split()
 
 
 @dataclass(frozen=True)

@@ -1,10 +1,8 @@
-import sys
+import os
 from pathlib import Path
 
 import pytest
 import torch
-
-sys.path.insert(0, str(Path(__file__).parent))  # commands.py
 
 
 @pytest.fixture(autouse=True, scope="session")
@@ -33,3 +31,13 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from families import save_tiny
 
     return save_tiny(tmp_path_factory.mktemp("base") / "tiny")
+
+
+@pytest.fixture(scope="session")
+def released() -> Path:
+    """The folder with the originally released files, beside the checkout (RIPIENO_TEST_DATA: elsewhere)."""
+    beside = Path(__file__).resolve().parents[2] / "../shared/data"
+    folder = Path(os.environ.get("RIPIENO_TEST_DATA") or beside).resolve()
+    if not folder.is_dir():
+        pytest.skip(f"the released data files are not in {folder}")
+    return folder

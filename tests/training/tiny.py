@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from families import byte_level_tokenizer, tiny_model
 from torch import Tensor
 
+from families import byte_level_tokenizer, tiny_model
 from ripieno.config import Adapter, Compute, Config, Data, Prompt, Training
 from ripieno.data.question import Question, Text
 from ripieno.model.adapters import AdapterStack
@@ -21,7 +21,8 @@ from ripieno.progress import Progress
 from ripieno.runs import RunFolder
 from ripieno.training.loop import Examples, Trainer, Validate
 
-WORDS = "a plant near window of the house cat bird fish New York City season day one two three four five".split()
+TEXT = "a plant near window of the house cat bird fish New York City season day one two three four five"
+WORDS = TEXT.split()
 
 
 def questions(count: int, seed: int = 0) -> list[Question]:
@@ -42,7 +43,11 @@ QUESTIONS = questions(14)
 
 
 def config(
-    *, template: str = "text", normalisation: str = "sum", dropout: float = 0.0, compute: Compute | None = None,
+    *,
+    template: str = "text",
+    normalisation: str = "sum",
+    dropout: float = 0.0,
+    compute: Compute | None = None,
     **training: Any,
 ) -> Config:
     """Return a config of three members whose updates grow large in a few steps."""
@@ -98,4 +103,3 @@ def losses(made: Trainer, member: int) -> list[float]:
     """Return a member's loss at each step, as its run wrote them."""
     lines = made.run.lines("metrics.jsonl")
     return [line["loss"] for line in lines if line["kind"] == "step" and line["member"] == member]
-

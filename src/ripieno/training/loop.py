@@ -161,6 +161,12 @@ class Trainer:
             self.run.append(
                 "timing.jsonl", {"what": "train", "epoch": epoch, "questions": questions, "seconds": seconds}
             )
+        for p in list(alive):
+            with torch.no_grad():  # a last step that broke the weights has no next loss to show it
+                after = self._loss([p], [rows[p][:1]]).item()
+            if not math.isfinite(after):
+                self._stop(p, epoch, None, f"its loss ({after:g}) is not finite after step {self.steps[p]}")
+                alive.remove(p)
         self._finish(epoch, alive)
 
     def _gradients(self, batch: dict[int, list[Row]]) -> dict[int, float]:
@@ -241,7 +247,7 @@ class Trainer:
 
     def _stop_if_patient(self, p: int, epoch: int) -> None:
         patience, member = self.config.training.patience, self.stack.members[p]
-        if patience is None:
+        if patience is None or self.validate is None:
             return
         lines = self.run.lines("metrics.jsonl")
         nlls = {x["epoch"]: x["validation_nll"] for x in lines if x["kind"] == "epoch" and x["member"] == member}

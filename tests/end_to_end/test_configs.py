@@ -1,0 +1,67 @@
+"""Every shipped config runs as it is, with a tiny model in its base's place and a few questions a set."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from commands import works
+
+from ripieno.data import splits
+from ripieno.data.question import Question
+from ripieno.data.splits import DatasetName
+from ripieno.predictions import read_parquet
+from ripieno.runs import RunFolder
+
+ROOT = Path(__file__).resolve().parents[2]
+SHIPPED = sorted((ROOT / "configs").glob("*.yaml"))
+FEW = 5
+
+
+@pytest.fixture(scope="module")
+def few_questions() -> Iterator[None]:
+    """Cut every set to its shortest questions: the tiny tokenizer makes three times as many tokens of a text."""
+    load = splits.load
+
+    @cache  # the configs name the same sets, and each command reads all of its config's
+    def cut(*arguments: Any, **options: Any) -> splits.Loaded:
+        loaded = load(*arguments, **options)
+        return replace(loaded, questions=sorted(loaded.questions, key=length)[:FEW])
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(splits, "load", cut)
+        yield
+
+
+def length(question: Question) -> tuple[int, str]:
+    return len(question.question + "".join(question.choices)), question.id
+
+
+@pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
+def test_config_runs(
+    path: Path, base: Path, tmp_path: Path, few_questions: None, request: pytest.FixtureRequest
+) -> None:
+    data = ["--data-dir", request.getfixturevalue("released")] if path.stem.startswith("paper-") else []
+    settings = [f"base.model={base}", "base.revision=null", "training.members=2", "training.epochs=1"]
+    works("train", path, "--run", tmp_path, *data, *(part for setting in settings for part in ("--set", setting)))
+    works("evaluate", tmp_path, *data)
+    works("report", tmp_path)
+    page = (tmp_path / "report" / "index.html").read_text(encoding="utf-8")
+    run = RunFolder(tmp_path)
+    config = run.config()
+    assert config.name == path.stem
+    for name in map(DatasetName.parse, (*config.data.test, *config.data.out_of_domain)):
+        for method, epoch, members in (("base", 0, (0,)), ("ensemble", 1, (0, 1))):
+            [p] = read_parquet(run.predictions(name.folder, name.file, method, epoch))
+            assert p.members == members
+            assert 1 <= len(p.question_ids) <= FEW
+            np.testing.assert_allclose(p.probs.sum(-1), 1, atol=1e-6)
+            assert (p.letter_log_probs is not None) == config.evaluation.fixed_letters
+        assert f"{name.dataset}/{name.split}" in page
+    if config.data.calibration:
+        assert "ensemble: T = " in works("calibrate", tmp_path, *data)

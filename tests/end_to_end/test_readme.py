@@ -1,0 +1,47 @@
+"""What the README tells a reader to write and run does what it says."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+import yaml
+from commands import rows, works, write_rows
+
+from ripieno.data.question import read_questions
+
+README = Path(__file__).parents[2] / "README.md"
+
+
+def block(language: str) -> str:
+    """Return the README's last code block in a language."""
+    blocks = re.findall(rf"```{language}\n(.*?)```", README.read_text(encoding="utf-8"), re.DOTALL)
+    return str(blocks[-1])
+
+
+def test_files_commands_and_python_of_the_readme_work(
+    tmp_path: Path, base: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its question and its config, with a tiny base and fewer steps, through its commands and its Python."""
+    monkeypatch.chdir(tmp_path)
+    shown = json.loads(block("json"))
+    write_rows(tmp_path / "questions.jsonl", [shown, *rows(49, seed=1)])
+    config = yaml.safe_load(block("yaml"))
+    # A few of the foreign set's questions are enough here.
+    config["data"]["out_of_domain"] = [f"{name}[0%:0.1%]" for name in config["data"]["out_of_domain"]]
+    (tmp_path / "experiment.yaml").write_text(yaml.safe_dump(config), encoding="utf-8")
+    small = [f"base.model={base}", "training.members=2", "training.epochs=1"]
+    settings = [part for setting in small for part in ("--set", setting)]
+
+    commands = [line.split("#")[0].split() for line in block("console").splitlines() if line.startswith("ripieno")]
+    assert [command[1] for command in commands] == ["datasets", "train", "evaluate", "report"]
+    for command in commands:
+        works(*command[1:], *(settings if command[1] == "train" else []))
+    assert (tmp_path / "runs/experiment/report/index.html").exists()
+
+    known = {"questions": read_questions(tmp_path / "questions.jsonl")[:3]}
+    exec(compile(block("python"), str(README), "exec"), known)
+    assert known["p"].probs.shape[:2] == (2, 3)
+    assert known["u"].total.shape == (3,)
