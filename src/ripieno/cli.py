@@ -301,29 +301,24 @@ def _print_results(run: Path) -> None:
     metrics = json.loads((run / "report" / "metrics.json").read_bytes())
     rows = metrics["rows"]
     last = max(row["epoch"] for row in rows)
-    typer.echo(f"{'':<44}{'accuracy':>9}{'NLL':>8}{'ECE':>8}")
-    for name in dict.fromkeys((row["dataset"], row["split"]) for row in rows):
-        for who, method, epoch in (("base", "base", 0), ("mean member", None, last), ("ensemble", None, last)):
-            key = "members_mean" if who == "mean member" else "ensemble"
-            values = {
-                row["measure"]: row["value"]
-                for row in rows
-                if (row["dataset"], row["split"]) == name
-                and row["who"] == key
-                and row["epoch"] == epoch
-                and row["variant"] is None
-                and (row["method"] == "base") == (method == "base")
-            }
+    answerers = (("base", "base", 0), ("members_mean", "ensemble", last), ("ensemble", "ensemble", last))
+    for dataset, split in dict.fromkeys((row["dataset"], row["split"]) for row in rows):
+        typer.echo(f"{dataset}/{split}")
+        typer.echo(f"  {'':<16}{'accuracy':>9}{'NLL':>8}{'ECE':>8}")
+        for who, method, epoch in answerers:
+            # the base is one member, so its row as an ensemble is its own
+            wanted = (dataset, split, "ensemble" if who == "base" else who, method, epoch, None)
+            keys = ("dataset", "split", "who", "method", "epoch", "variant")
+            values = {row["measure"]: row["value"] for row in rows if tuple(row[key] for key in keys) == wanted}
             shown = [values.get(measure) for measure in ("accuracy", "nll", "ece")]
-            cells = "".join(
-                f"{'-' if v is None else format(v, '.3f'):>{w}}" for v, w in zip(shown, (9, 8, 8), strict=True)
-            )
-            typer.echo(f"{'/'.join(name)[:32] + '  ' + who:<44}{cells}")
-    typer.echo("Paired differences of the ensemble's NLL, with 95% intervals (below 0: the ensemble is better):")
-    for c in metrics["comparisons"]:
-        if c["measure"] == "nll" and c["first"] == "ensemble":
-            interval = f"{c['difference']:+.3f} [{c['low']:+.3f}, {c['high']:+.3f}]"
-            typer.echo(f"{c['dataset'] + '/' + c['split']:<48} against {c['second']:<26} {interval}")
+            cells = ["-" if value is None else f"{value:.3f}" for value in shown]
+            name = "mean member" if who == "members_mean" else who
+            typer.echo(f"  {name:<16}{cells[0]:>9}{cells[1]:>8}{cells[2]:>8}")
+        pairs = [c for c in metrics["comparisons"] if (c["dataset"], c["split"]) == (dataset, split)]
+        for c in pairs:
+            if c["measure"] == "nll" and c["first"] == "ensemble":
+                interval = f"{c['difference']:+.3f} [{c['low']:+.3f}, {c['high']:+.3f}]"
+                typer.echo(f"  ensemble's NLL less that of {c['second']}: {interval}")
 
 
 if __name__ == "__main__":

@@ -1,7 +1,18 @@
+"""What every test needs: one thread, no data folder of the developer's own, and the released files where they are."""
+
+from __future__ import annotations
+
 import os
 from pathlib import Path
 
 import pytest
+import torch
+
+
+@pytest.fixture(autouse=True, scope="session")
+def one_thread() -> None:
+    """Tiny models are slower on several threads than on one."""
+    torch.set_num_threads(1)
 
 
 @pytest.fixture(autouse=True)
@@ -13,7 +24,7 @@ def no_data_folder(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture(scope="session")
 def released() -> Path:
     """The folder with the originally released files, beside the checkout (RIPIENO_TEST_DATA: elsewhere)."""
-    beside = Path(__file__).resolve().parents[2] / "../shared/data"
+    beside = Path(__file__).resolve().parents[1] / "../shared/data"
     folder = Path(os.environ.get("RIPIENO_TEST_DATA") or beside).resolve()
     if not folder.is_dir():
         pytest.skip(f"the released data files are not in {folder}")
