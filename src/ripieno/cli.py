@@ -34,6 +34,7 @@ Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress bar.")]
 def demo(run: Annotated[Path, typer.Option(help="The run folder.")] = Path("runs/demo"), quiet: Quiet = False) -> None:
     """Do the whole job on the embedded default: model, data, training, evaluation, report."""
     from ripieno import experiment
+    from ripieno.report.run import notes
 
     config = experiment.demo_config()
     _say("demo: a small language model and real questions from the package registry; nothing leaves this machine.")
@@ -43,7 +44,7 @@ def demo(run: Annotated[Path, typer.Option(help="The run folder.")] = Path("runs
         page = experiment.demo(run, progress)
     _print_results(run)
     typer.echo("What this did not show:")
-    for note in experiment.notes(_run(run)):
+    for note in notes(_run(run)):
         typer.echo(f"- {note}")
     typer.echo(f"Report: {page}")
 
@@ -113,10 +114,10 @@ def calibrate(run: Run, data_dir: DataDir = None, quiet: Quiet = False) -> None:
 
 @app.command()
 def report(run: Run) -> None:
-    """Write RUN/report/index.html, metrics.json and tables."""
-    from ripieno import experiment
+    """Write RUN/report/index.html, metrics.json and tables; needs no torch."""
+    from ripieno.report.run import report as write_report
 
-    page = experiment.report(_run(run))
+    page = write_report(_run(run))
     _print_results(run)
     typer.echo(f"Report: {page}")
 

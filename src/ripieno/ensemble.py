@@ -21,8 +21,7 @@ from ripieno.model.scoring import Engine
 from ripieno.model.trees import Encoder
 from ripieno.predictions import Predictions
 from ripieno.progress import Progress
-from ripieno.runs import RunFolder
-from ripieno.training.loop import adapter_epochs
+from ripieno.runs import RunFolder, adapter_epochs
 
 
 @dataclass

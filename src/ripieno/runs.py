@@ -21,6 +21,8 @@ from ripieno import config as configs
 from ripieno.config import Config
 from ripieno.errors import EnvironmentFault, UserError
 
+BASE = "base"  # the method of the base's own predictions: epoch 0, member 0
+METHOD = "ensemble"
 VERSIONED = ("ripieno", "torch", "transformers", "tokenizers", "safetensors", "numpy", "pyarrow")
 
 
@@ -212,3 +214,23 @@ def write_atomically(path: Path, data: bytes) -> None:
         os.fsync(folder)  # the rename itself
     finally:
         os.close(folder)
+
+
+def stopped_members(run: RunFolder) -> dict[int, tuple[int, int | None]]:
+    """Return, for each member that stopped early, the epoch in which it did and the epoch whose adapter it keeps."""
+    lines = run.lines("metrics.jsonl")
+    return {x["member"]: (x["epoch"], x["use_epoch"]) for x in lines if x["kind"] == "stopped"}
+
+
+def adapter_epochs(run: RunFolder, members: Sequence[int], epoch: int) -> dict[int, int]:
+    """Return which epoch's adapter each member answers with at an epoch; members that failed before are left out."""
+    stopped = stopped_members(run)
+    answering: dict[int, int] = {}
+    for member in members:
+        last, kept = stopped.get(member, (epoch, epoch))
+        # A member out of patience finished its last epoch; one that failed did not.
+        if epoch < last or (epoch == last and kept is not None):
+            answering[member] = epoch
+        elif kept is not None:
+            answering[member] = kept
+    return answering

@@ -20,8 +20,8 @@ from ripieno.config import Compute, Config
 from ripieno.data.question import Question, Text
 from ripieno.model.adapters import PEFT_PREFIX, AdapterStack
 from ripieno.model.trees import Encoder, TokenSequence, TokenTree
-from ripieno.runs import RunFolder
-from ripieno.training.loop import Examples, Row, Trainer, adapter_epochs, learning_rate, member_seed, stopped_members
+from ripieno.runs import RunFolder, adapter_epochs, stopped_members
+from ripieno.training.loop import Examples, Row, Trainer, learning_rate, member_seed
 
 # DESIGN.md: "training M together gives what training each alone gives, whatever the grouping (relative norm of B A
 # within 1e-5 after 20 steps)". Groupings differ in the order of float32 sums alone: 6e-8 a step and product, which

@@ -16,7 +16,7 @@ from ripieno.model.adapters import AdapterStack
 from ripieno.model.scoring import Engine
 from ripieno.model.trees import Encoder, TokenSequence, TokenTree
 from ripieno.progress import TRAINING_COST, Progress
-from ripieno.runs import RunFolder
+from ripieno.runs import RunFolder, stopped_members
 from ripieno.seeds import derive, generator
 from ripieno.training import checkpoints, losses
 
@@ -294,23 +294,3 @@ class Trainer:
 
 def _length(row: Row) -> int:
     return row.length
-
-
-def stopped_members(run: RunFolder) -> dict[int, tuple[int, int | None]]:
-    """Return, for each member that stopped early, the epoch in which it did and the epoch whose adapter it keeps."""
-    lines = run.lines("metrics.jsonl")
-    return {x["member"]: (x["epoch"], x["use_epoch"]) for x in lines if x["kind"] == "stopped"}
-
-
-def adapter_epochs(run: RunFolder, members: Sequence[int], epoch: int) -> dict[int, int]:
-    """Return which epoch's adapter each member answers with at an epoch; members that failed before are left out."""
-    stopped = stopped_members(run)
-    answering: dict[int, int] = {}
-    for member in members:
-        last, kept = stopped.get(member, (epoch, epoch))
-        # A member out of patience finished its last epoch; one that failed did not.
-        if epoch < last or (epoch == last and kept is not None):
-            answering[member] = epoch
-        elif kept is not None:
-            answering[member] = kept
-    return answering
