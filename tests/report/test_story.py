@@ -138,17 +138,17 @@ INSIDE = signals((1.10, 1.05, 1.15), (0.050, 0.045, 0.055))
 
 
 @pytest.mark.parametrize(
-    ("outside", "way", "said"),
+    ("outside", "ways", "said"),
     [
-        (signals((1.40, 1.35, 1.45), (0.080, 0.070, 0.090)), 1, "they disagree more here, as they should"),
-        (signals((1.12, 1.07, 1.17), (0.051, 0.046, 0.056)), 0, "the intervals overlap, so it says nothing"),
-        (signals((0.90, 0.85, 0.95), (0.051, 0.046, 0.056)), -1, "surer here than at home, which misleads"),
-        (signals((1.40, 1.35, 1.45), (0.020, 0.015, 0.025)), 0, "they agree more here than at home"),
+        (signals((1.40, 1.35, 1.45), (0.080, 0.070, 0.090)), {1}, "they disagree more here, as they should"),
+        (signals((1.12, 1.07, 1.17), (0.051, 0.046, 0.056)), set(), "the intervals overlap, so it says nothing"),
+        (signals((0.90, 0.85, 0.95), (0.051, 0.046, 0.056)), {-1}, "surer here than at home, which misleads"),
+        (signals((1.40, 1.35, 1.45), (0.020, 0.015, 0.025)), {1, -1}, "they agree more here than at home"),
     ],
 )
-def test_noticed(outside: Numbers, way: int, said: str) -> None:
+def test_noticed(outside: Numbers, ways: set[int], said: str) -> None:
     found = results(rows("home/test", INSIDE), rows("away/test", outside))
-    assert story.noticed(found, HOME, AWAY, members=3)[0] == way
+    assert story.noticed(found, HOME, AWAY, members=3)[0] == ways
     assert said in story.noticed(found, HOME, AWAY, members=3)[1]
 
 
@@ -179,6 +179,8 @@ def test_verdicts_over_sets() -> None:
     assert story.how_noticed(found, [HOME, AWAY], 3).verdict == "On average, yes."
     assert story.how_noticed(found, [HOME, AWAY, LAW], 3).verdict == "In part: on 1 of 2 unfamiliar sets."
     assert story.how_noticed(found, [HOME], 3).verdict.startswith("Not tested")
+    torn = results(rows("home/test", INSIDE), rows("away/test", signals((1.40, 1.35, 1.45), (0.020, 0.015, 0.025))))
+    assert story.how_noticed(torn, [HOME, AWAY], 3).verdict.startswith("Not reliably: on 1 of 1 unfamiliar sets")
     assert story.how_right(found, [HOME, AWAY]).verdict == (
         "In domain: better than a guess. Out of domain: better than a guess."
     )

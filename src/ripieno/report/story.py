@@ -256,13 +256,13 @@ def disagreement_signal(results: Results, home: EvaluatedSet, away: EvaluatedSet
     return way, f"{numbers}, {verdict[way]}"
 
 
-def noticed(results: Results, home: EvaluatedSet, away: EvaluatedSet, members: int) -> tuple[int, str]:
-    """Say whether it notices one unfamiliar set: 1 some signal rises and none falls, -1 the reverse, 0 neither."""
+def noticed(results: Results, home: EvaluatedSet, away: EvaluatedSet, members: int) -> tuple[set[int], str]:
+    """Say which ways its signals go on one unfamiliar set: 1 up, as they should, -1 down, both, or neither."""
     signals = [entropy_signal(results, home, away)]
     if members > 1:
         signals.append(disagreement_signal(results, home, away))
-    ways = [way for way, _ in signals]
-    return max(0, *ways) + min(0, *ways), f"{away.name}: {'; '.join(sentence for _, sentence in signals)}."
+    ways = {way for way, _ in signals} - {0}
+    return ways, f"{away.name}: {'; '.join(sentence for _, sentence in signals)}."
 
 
 def how_noticed(results: Results, sets: Sequence[EvaluatedSet], members: int) -> Finding:
@@ -273,8 +273,10 @@ def how_noticed(results: Results, sets: Sequence[EvaluatedSet], members: int) ->
     if home is None or not away:
         return Finding(question, "Not tested: that takes a set in domain and one out of domain.", ())
     found = [noticed(results, home, s, members) for s in away]
-    yes, misled = (sum(way == sign for way, _ in found) for sign in (1, -1))
+    yes, misled, torn = (sum(ways == which for ways, _ in found) for which in ({1}, {-1}, {1, -1}))
     verdict = "No: nothing here shows that it does."
+    if torn and not yes:
+        verdict = f"Not reliably: on {torn} of {len(away)} unfamiliar sets its two signals contradict each other."
     if yes:
         verdict = "On average, yes." if yes == len(away) else f"In part: on {yes} of {len(away)} unfamiliar sets."
     if misled:
@@ -314,7 +316,7 @@ def where_not(results: Results, sets: Sequence[EvaluatedSet], members: int) -> F
             reasons.append(f"it is too sure of itself, by {_points(s.gap)}")
         elif way is None and s.gap is not None:
             reasons.append("its confidence is off at some levels")
-        if s.out and home is not None and noticed(results, home, s, members)[0] < 1:
+        if s.out and home is not None and noticed(results, home, s, members)[0] != {1}:
             reasons.append("nothing clearly warns that it is unfamiliar")
         if reasons:
             warnings.append(f"{s.name}: {'; '.join(reasons)}.")
