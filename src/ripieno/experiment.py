@@ -57,7 +57,7 @@ def train(
         progress: advanced by `TRAINING_COST` a member and training question.
 
     Raises:
-        UserError: the config does not fit the data or the base, or the folder holds another run.
+        UserError: the config does not fit the data or the base, the folder holds another run, or no member is left.
         EnvironmentFault: the run is locked, or a file is damaged.
     """
     config = config if isinstance(config, Config) else configs.load(config)
@@ -98,6 +98,11 @@ def train(
         examples = Examples(rows, ensemble.encoder, config)
         checked = validate if validation.questions else None
         Trainer(ensemble.engine, ensemble.stack, examples, checked, config, run, progress).train()
+        if not adapter_epochs(run, chosen, config.training.epochs):
+            raise UserError(
+                f"{run.path}: the training of every member failed, so there is no ensemble; "
+                "lower training.learning_rate and choose another folder with --run"
+            )
     return run
 
 

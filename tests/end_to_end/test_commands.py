@@ -494,7 +494,9 @@ def test_a_member_whose_training_fails_is_left_out(base: Path, tmp_path: Path, m
     # Where none is left, the base must not answer in the members' name.
     broken = {2: [0, 1]}
     none = tmp_path / "none"
-    assert ripieno("train", config, "--run", none).code == 0
+    failed = ripieno("train", config, "--run", none)
+    assert failed.code == 2
+    assert "the training of every member failed" in failed.err.splitlines()[-1]
     works("evaluate", none)
     assert [p.members for p in tables_of(none, 1)] == [(0, 1)]
     assert tables_of(none, 2) == []
