@@ -85,7 +85,7 @@ class Ensemble:
         epochs = adapter_epochs(run, range(config.training.members), epoch) if epoch else {}
         if epoch and not epochs:
             raise UserError(f"{run.path}: no member is left at epoch {epoch}; their training failed")
-        backbone = backbones.load(config.base, device_of(Compute()))
+        backbone = load_base(run, config.base, Compute())
         pool = few_shot_pool(config.prompt, config.data)
         ensemble = cls.assemble(backbone, config.adapter, list(epochs), config.prompt, config.evaluation, pool=pool)
         for position, (member, at) in enumerate(epochs.items()):
@@ -163,6 +163,18 @@ def decide(compute: Compute, device: torch.device, members: int) -> Compute:
             "batch_tokens": (8192 if on_gpu else 1024) if compute.batch_tokens == "auto" else compute.batch_tokens,
         }
     )
+
+
+def load_base(run: RunFolder, base: Base, compute: Compute) -> Backbone:
+    """Load the base of a run.
+
+    Raises:
+        UserError: its files are not those that the run was trained on.
+    """
+    backbone = backbones.load(base, device_of(compute))
+    if backbone.identity["sha256"] != run.manifest()["base_sha256"]:
+        raise UserError(f"{base.model}: is not the base that {run.path} was trained on (its files differ)")
+    return backbone
 
 
 def device_of(compute: Compute) -> str:

@@ -21,7 +21,7 @@ from ripieno.data import splits
 from ripieno.data.prompts import TEMPLATES
 from ripieno.data.question import Question, Text, content_key, questions_to_parquet, read_questions
 from ripieno.data.splits import DatasetName, Roles
-from ripieno.ensemble import Ensemble, decide, device_of, few_shot_pool
+from ripieno.ensemble import Ensemble, decide, device_of, few_shot_pool, load_base
 from ripieno.errors import EnvironmentFault, UserError
 from ripieno.model import backbone as backbones
 from ripieno.model.adapters import default_targets
@@ -232,13 +232,8 @@ def evaluate(
                 progress.advance(max(len(job.members), 1) * len(asked[job.name]))
                 continue
             if ensemble is None:
-                backbone = backbones.load(config.base, device_of(config.compute))
-                if backbone.identity["sha256"] != run.manifest()["base_sha256"]:
-                    raise UserError(
-                        f"{config.base.model}: is not the base that {run.path} was trained on (its files differ)"
-                    )
-                members = range(config.training.members)
-                ensemble = _assemble(config, backbone, members, data_dir)
+                backbone = load_base(run, config.base, config.compute)
+                ensemble = _assemble(config, backbone, range(config.training.members), data_dir)
             p = _answer(run, ensemble, job, asked[job.name], progress)
             about = {"inputs": inputs, "extras": config.evaluation.model_dump(include=EXTRAS)}
             p = replace(p, metadata={**_metadata(run, config), **about, **p.metadata})

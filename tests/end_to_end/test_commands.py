@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -18,15 +19,17 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
+import yaml
 from commands import Done, files_of, ripieno, rows, works, write_config, write_rows
 from peft import PeftModel
 from transformers import AutoModelForCausalLM
 
-from families import byte_level_tokenizer
+from families import byte_level_tokenizer, save_tiny
 from ripieno import Ensemble, measures
 from ripieno.config import FewShot, Prompt
 from ripieno.data.question import read_questions
 from ripieno.data.splits import DatasetName
+from ripieno.errors import UserError
 from ripieno.model.scoring import Engine
 from ripieno.model.trees import Encoder, TokenTree
 from ripieno.predictions import Predictions, read_parquet
@@ -746,3 +749,18 @@ def test_a_signal_ends_a_run_that_the_same_command_goes_on_with(
         numbers = [number for of, number in steps if of == member]
         assert numbers == list(range(1, len(numbers) + 1))
         assert len(numbers) >= 2 + 4
+
+
+def test_a_base_whose_files_changed_does_not_answer(experiment: Experiment, tmp_path: Path) -> None:
+    """The folder has its name still, but the adapters were trained on other weights."""
+    run = tmp_path / "run"
+    subprocess.run(["cp", "-r", str(experiment.path), str(run)], check=True)
+    other = save_tiny(tmp_path / "other", seed=5)
+    config = run / "config.yaml"
+    content = yaml.safe_load(config.read_text(encoding="utf-8"))
+    content["base"]["model"] = str(other)
+    config.write_text(yaml.safe_dump(content), encoding="utf-8")
+    with pytest.raises(UserError, match=r"is not the base that .* was trained on"):
+        Ensemble.load(run)
+    shutil.rmtree(run / "predictions")
+    assert "is not the base" in one_line(ripieno("evaluate", run), 2)
