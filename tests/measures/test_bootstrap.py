@@ -11,22 +11,25 @@ from ripieno.measures import bootstrap
 
 def test_the_same_call_gives_the_same_bytes():
     values = np.random.default_rng(0).normal(size=(2, 40))
-    first = bootstrap.resampled_means(values, seed=3)
-    assert first.tobytes() == bootstrap.resampled_means(values, seed=3).tobytes()
-    assert first.tobytes() != bootstrap.resampled_means(values, seed=4).tobytes()
+    first = bootstrap.resampled_means(values, bootstrap.draw(40, seed=3))
+    assert first.tobytes() == bootstrap.resampled_means(values, bootstrap.draw(40, seed=3)).tobytes()
+    assert first.tobytes() != bootstrap.resampled_means(values, bootstrap.draw(40, seed=4)).tobytes()
+    assert not np.array_equal(bootstrap.draw(40), bootstrap.draw(40, purpose="other"))
     assert bootstrap.generator(0, "bootstrap").random() != bootstrap.generator(0, "ece_null").random()
 
 
 def test_blocks_change_no_draw(monkeypatch):
     values = np.random.default_rng(0).normal(size=(2, 40))
-    whole = bootstrap.resampled_means(values, resamples=100)
+    counts = bootstrap.draw(40, resamples=100)
+    whole = bootstrap.resampled_means(values, counts)
     monkeypatch.setattr(bootstrap, "DRAWN_AT_ONCE", 7 * 40)
-    assert bootstrap.resampled_means(values, resamples=100) == pytest.approx(whole, abs=rounding(40, 4.0))
+    assert np.array_equal(bootstrap.draw(40, resamples=100), counts)
+    assert bootstrap.resampled_means(values, counts) == pytest.approx(whole, abs=rounding(40, 4.0))
 
 
 def test_measures_of_the_same_questions_are_drawn_together():
     values = np.random.default_rng(0).normal(size=40)
-    means = bootstrap.resampled_means(np.array([values, 1 - values]), resamples=50)
+    means = bootstrap.resampled_means(np.array([values, 1 - values]), bootstrap.draw(40, resamples=50))
     assert means.sum(axis=1) == pytest.approx(1.0, abs=rounding(2 * 40, float(np.abs(values).max() + 1)))
 
 
@@ -75,3 +78,52 @@ def test_equal_values_have_no_width():
 def test_what_has_no_interval_is_an_error(values):
     with pytest.raises(ValueError, match=r"no question|not finite"):
         measures.interval(values)
+
+
+def test_questions_of_one_passage_are_drawn_together():
+    clusters = np.array(["a", "b", "a", "c", "b", "a"])
+    counts = bootstrap.draw(6, clusters=clusters, resamples=200)
+    assert np.array_equal(counts[:, [0, 1, 3]], bootstrap.draw(3, resamples=200))
+    assert np.array_equal(counts[:, 0], counts[:, 2])
+    assert np.array_equal(counts[:, 1], counts[:, 4])
+
+
+def test_passages_whose_questions_are_alike_say_as_much_as_one_question_each():
+    rng = np.random.default_rng(0)
+    of_passages, N, size = rng.normal(size=60), 60, 10
+    clusters = np.repeat(np.arange(N), size)
+    apart = measures.interval(np.repeat(of_passages, size), clusters=clusters)
+    assert apart == pytest.approx(measures.interval(of_passages), abs=rounding(N * size, 4.0))
+
+
+def test_a_statistic_that_is_undefined_too_often_has_no_interval():
+    draws = np.random.default_rng(0).normal(size=(1000, 3))
+    draws[:10, 1], draws[:11, 2] = np.nan, np.nan
+    low, high = bootstrap.percentiles(draws)
+    assert np.isnan(low).tolist() == np.isnan(high).tolist() == [False, False, True]
+    assert (low[1], high[1]) == pytest.approx(np.quantile(draws[10:, 1], [0.025, 0.975]), abs=EPS)
+
+
+def test_p_values_agree_with_intervals_and_are_uniform_without_a_difference():
+    B, R = 400, 2000
+    rng = np.random.default_rng(0)
+    shift = rng.normal(size=R)  # of the mean of a resample around a truth of 0
+    differences = rng.normal(size=(B, R)) + shift
+    p = bootstrap.p_value(differences)
+    low, high = bootstrap.percentiles(differences)
+    # One resample more or less on a side decides within 2 / B of the level.
+    clear = np.abs(p - 0.05) > 2 * 2 / B
+    assert np.array_equal((p < 0.05)[clear], ((low > 0) | (high < 0))[clear])
+    assert stats.kstest(p, "uniform").statistic < 1.63 / math.sqrt(R) + 2 / B  # its 99% quantile, and p's steps
+    assert bootstrap.p_value(np.ones((99, 1)))[0] == pytest.approx(2 / 100)
+    assert bootstrap.p_value(np.zeros((99, 1)))[0] == 1.0
+
+
+def test_holm_by_hand_and_its_promise():
+    assert bootstrap.holm(np.array([0.04, 0.01, 0.03])) == pytest.approx([0.06, 0.03, 0.06])
+    assert bootstrap.holm(np.array([0.9, 0.8])).tolist() == [1.0, 1.0]
+    trials, R = 4000, 5
+    p = np.random.default_rng(0).random((trials, R))
+    alarms = np.mean([bootstrap.holm(row).min() < 0.05 for row in p])
+    # Independent tests: 1 - .99^5 = .0490 of the trials raise a false alarm.
+    assert alarms == pytest.approx(1 - (1 - 0.05 / R) ** R, abs=4 * math.sqrt(0.05 * 0.95 / trials))
