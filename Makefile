@@ -1,7 +1,7 @@
 # Every target makes what it needs by itself: a virtual environment, the model and the data (in ~/.cache/ripieno).
 PYTHON ?= python3
 
-.PHONY: install demo test oracles lint clean
+.PHONY: install browser demo test oracles lint clean
 
 install: .venv/.installed
 
@@ -11,11 +11,17 @@ install: .venv/.installed
 	.venv/bin/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
 	touch $@
 
+# Debian's browser, for the tests of the report. Where it cannot be installed those tests skip, and say so.
+browser:
+	@command -v chromium >/dev/null || { test "$$(id -u)" = 0 && apt-get update -qq >/dev/null && \
+	DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends chromium fonts-dejavu-core >/dev/null; } || \
+	echo "chromium is missing and cannot be installed here (that takes root, apt-get and its network): its tests will skip" >&2
+
 demo: install
 	.venv/bin/ripieno demo
 
 # One thread a process: two processes fill two cores, and the tests' tiny models gain nothing from more.
-test: install
+test: install browser
 	OMP_NUM_THREADS=1 .venv/bin/pytest -n 2 --dist worksteal --ignore tests/oracles
 
 lint: install
@@ -23,14 +29,15 @@ lint: install
 	.venv/bin/ruff format --check .
 	.venv/bin/mypy
 
-# Programs that only check ours live in an environment of their own.
+# Programs that only check ours live in an environment of their own; there a missing one is a failure, not a skip.
 oracles: .venv-oracles/.installed
-	.venv-oracles/bin/pytest tests/oracles
+	RIPIENO_ORACLES=1 .venv-oracles/bin/pytest tests/oracles
 
 .venv-oracles/.installed: tests/oracles/requirements.txt
 	$(PYTHON) -m venv .venv-oracles
 	.venv-oracles/bin/pip install --quiet --disable-pip-version-check torch==2.13.0
 	.venv-oracles/bin/pip install --quiet --disable-pip-version-check -r tests/oracles/requirements.txt
+	.venv-oracles/bin/pip install --quiet --disable-pip-version-check --no-deps torch-uncertainty==0.13.0
 	.venv-oracles/bin/pip install --quiet --disable-pip-version-check --no-deps -e .
 	touch $@
 

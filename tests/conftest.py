@@ -7,6 +7,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import settings
+
+# A busy machine is no failure: how long one example takes is not what these tests are about.
+settings.register_profile("ripieno", deadline=None)
+settings.load_profile("ripieno")
 
 
 @pytest.fixture(autouse=True, scope="session")

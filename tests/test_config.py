@@ -87,7 +87,8 @@ def test_full_sets_every_key_to_another_value_than_its_default() -> None:
         f"prompt.few_shot.{key}" for key in FewShot.model_fields
     }
     same = [key for key in full if key in defaults and defaults[key] == full[key]]
-    assert same == ["prompt.normalisation"]  # letters have one normalisation alone
+    # Letters have one normalisation alone, and no score without their question.
+    assert same == ["prompt.normalisation", "evaluation.unconditional"]
 
 
 def leaves(section: BaseModel, prefix: str = "") -> Iterator[tuple[str, Any]]:
@@ -182,6 +183,10 @@ def test_a_missing_key_is_named(key: str, content: dict[str, Any]) -> None:
         (changed(FULL, "prompt.normalisation", "byte"), "prompt.normalisation: a letter is one token"),
         (changed(MINIMAL, "evaluation.fixed_letters", True), "evaluation.fixed_letters and store_top need a letters"),
         (changed(MINIMAL, "evaluation.store_top", 3), "evaluation.fixed_letters and store_top need a letters"),
+        (
+            changed(changed(FULL, "evaluation", {}), "evaluation.unconditional", True),
+            "evaluation.unconditional needs a text template",
+        ),
     ],
 )
 def test_fields_that_do_not_go_together_say_so(content: dict[str, Any], begins: str) -> None:
@@ -278,14 +283,15 @@ def test_hash_changes_with_everything_that_changes_results() -> None:
     config = parse(FULL)
     hashes = {"": config.hash()}
     for key, value in leaves(config):
-        if key in ("name", "prompt.normalisation") or key.startswith("compute."):
+        if key in ("name", "prompt.normalisation", "evaluation.unconditional") or key.startswith("compute."):
             continue
         moved = parse(changed(FULL, key, other(key, value)))
         hashes[key] = moved.hash()
         assert [line.partition(": ")[0] for line in differences(config, moved)] == [key]
     text = parse({**MINIMAL, "prompt": {"normalisation": "sum"}})
     hashes |= {"sum": text.hash(), "byte": parse({**MINIMAL, "prompt": {"normalisation": "byte"}}).hash()}
-    assert len(set(hashes.values())) == len(hashes) == len(list(leaves(config))) - 5 - 1 + 3
+    hashes["unconditional"] = parse({**MINIMAL, "evaluation": {"unconditional": True}}).hash()
+    assert len(set(hashes.values())) == len(hashes) == len(list(leaves(config))) - 5 - 2 + 4
     assert len(config.hash()) == 16
 
 

@@ -12,7 +12,10 @@ from hypothesis import strategies as st
 from ripieno.errors import EnvironmentFault, UserError
 from ripieno.predictions import Predictions, concatenate, read_parquet, to_parquet
 
-OPTIONAL = ("scores", "tokens", "bytes", "outside_mass", "letter_log_probs", "top_tokens", "top_log_probs", "subjects")
+OPTIONAL = (
+    "scores", "tokens", "bytes", "unconditional", "outside_mass", "letter_log_probs", "top_tokens", "top_log_probs",
+    "subjects",
+)  # fmt: skip
 
 
 def predictions(seed: int = 0, sizes: tuple[int, ...] = (2, 4, 3), optional: bool = True, **fields: Any) -> Predictions:
@@ -41,6 +44,7 @@ def predictions(seed: int = 0, sizes: tuple[int, ...] = (2, 4, 3), optional: boo
             scores=np.where(mask, scores, 0.0).astype(np.float32).astype(np.float64),
             tokens=mask * rng.integers(1, 9, size=(N, K)),
             bytes=mask * rng.integers(1, 99, size=(N, K)),
+            unconditional=(mask * rng.normal(-9, 1, size=(M, N, K))).astype(np.float32).astype(np.float64),
             outside_mass=rng.random((M, N)).astype(np.float32).astype(np.float64),
             letter_log_probs=rng.normal(size=(M, N, 5)).astype(np.float32).astype(np.float64),
             top_tokens=rng.integers(0, 50_000, size=(M, N, 7)),
@@ -187,6 +191,10 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
     "not a number": ({"choice_log_probs": [np.array([np.nan, 0.0]), *LISTS[1:]]}, "sums to nan, not 1"),
     "a target outside": ({"target": [2, None, None, 2]}, "question_id 'a': target 2 is outside its 2 choices"),
     "two targets": ({"target": [0, None, None, 1]}, "row 1: target differs between members for question_id 'a'"),
+    "too few unconditional scores": (
+        {"unconditional_scores": [[0.0] * 2, [0.0] * 3, [0.0], [0.0] * 2]},
+        "row 3: unconditional_scores has 1 values, not 3",
+    ),
     "too few scores": (
         {"choice_scores": [[0.0], [0.0] * 3, [0.0] * 3, [0.0] * 2]},
         "row 1: choice_scores has 1 values, not 2",
@@ -217,6 +225,12 @@ def test_a_damaged_file_is_the_environments_fault(tmp_path):
         read_parquet(path)
 
 
+def test_the_number_of_choices_kept_is_the_files_own_word(tmp_path):
+    assert predictions().choices_kept is None
+    [found] = round_trip(predictions(metadata={"choices": 4}), tmp_path)
+    assert found.choices_kept == 4
+
+
 # Parts and wholes.
 
 
@@ -229,7 +243,15 @@ def test_select_takes_everything_along(questions):
     assert part.subjects == tuple(p.subjects[i] for i in index)
     for name in ("mask", "targets", "tokens", "bytes"):
         assert np.array_equal(getattr(part, name), getattr(p, name)[index]), name
-    for name in ("log_probs", "scores", "outside_mass", "letter_log_probs", "top_tokens", "top_log_probs"):
+    for name in (
+        "log_probs",
+        "scores",
+        "unconditional",
+        "outside_mass",
+        "letter_log_probs",
+        "top_tokens",
+        "top_log_probs",
+    ):
         assert np.array_equal(getattr(part, name), getattr(p, name)[:, index]), name
     assert (part.members, part.epoch, part.metadata) == (p.members, p.epoch, p.metadata)
 

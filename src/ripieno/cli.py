@@ -8,7 +8,7 @@ import re
 import signal
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -16,6 +16,7 @@ from ripieno.errors import EnvironmentFault, UserError
 
 if TYPE_CHECKING:
     from ripieno.config import Config
+    from ripieno.measures import Costs
     from ripieno.runs import RunFolder
 
 app = typer.Typer(
@@ -28,6 +29,9 @@ Run = Annotated[Path, typer.Argument(metavar="RUN", help="A run folder, such as 
 DataDir = Annotated[Path | None, typer.Option(help="A folder with originally released data files, looked in first.")]
 _OUT_OF_MEMORY = re.compile("out of memory|can't allocate memory")  # torch's own words, on a GPU and on a CPU
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress bar.")]
+CostError = Annotated[float | None, typer.Option(help="What a wrong answer costs you, in any unit.")]
+CostHandover = Annotated[float | None, typer.Option(help="What handing a question to a person costs, in that unit.")]
+Bins = Annotated[int, typer.Option(min=1, help="Bins of confidence, of the calibration errors.")]
 
 
 @app.command()
@@ -77,11 +81,24 @@ def evaluate(
     dataset: Annotated[
         list[str] | None, typer.Option(help="A set to ask; may be given again. Default: the config's.")
     ] = None,
-    epoch: Annotated[str, typer.Option(help="A number (0 is the base), last, or all.")] = "all",
+    epoch: Annotated[
+        str | None,
+        typer.Option(help="A number (0 is the base), last, or all. Default: all; of all tokens, 0 and last."),
+    ] = None,
+    tokens: Annotated[
+        Literal["answer", "all"],
+        typer.Option(help="`all`: loss and calibration over every token of the questions with their right answers."),
+    ] = "answer",
     store_top: Annotated[
         str | None, typer.Option(help="Letters: also store the K likeliest tokens at the answer, or `all`.")
     ] = None,
     fixed_letters: Annotated[bool, typer.Option("--fixed-letters", help="Letters: also store a to e, any K.")] = False,
+    unconditional: Annotated[
+        bool, typer.Option("--unconditional", help="Text: also store each choice's score without the question.")
+    ] = False,
+    choices: Annotated[
+        int | None, typer.Option(min=2, help="Ask again with wrong choices dropped at random to this many.")
+    ] = None,
     data_dir: DataDir = None,
     quiet: Quiet = False,
 ) -> None:
@@ -90,57 +107,132 @@ def evaluate(
 
     folder = _run(run)
     config = folder.config()
-    epochs = _epochs(epoch, config.training.epochs)
-    with _progress(config, data_dir, quiet, training=False, evaluating=not dataset) as progress:
+    if tokens == "all":
+        if choices is not None or store_top or fixed_letters or unconditional:
+            raise UserError(
+                "--tokens all reads questions with their right answers; only --dataset and --epoch go with it"
+            )
+        _evaluate_tokens(folder, dataset or [], epoch, data_dir, quiet)
+        return
+    epochs = _epochs(epoch or "all", config.training.epochs)
+    with _progress(config, data_dir, quiet, training=False, evaluating=not dataset, choices=choices) as progress:
         extras: dict[str, Any] = {"fixed_letters": True} if fixed_letters else {}
+        if unconditional:
+            extras["unconditional"] = True
         if store_top:
             extras["store_top"] = int(store_top) if store_top.isdigit() else store_top
         names = dataset or []
-        files = experiment.evaluate(folder, names, epochs, extras=extras, data_dir=data_dir, progress=progress)
+        files = experiment.evaluate(
+            folder, names, epochs, choices=choices, extras=extras, data_dir=data_dir, progress=progress
+        )
     typer.echo(f"{len(files)} files of predictions in {run / 'predictions'}. Next: ripieno report {run}")
 
 
 @app.command()
-def calibrate(run: Run, data_dir: DataDir = None, quiet: Quiet = False) -> None:
-    """Fit the temperature on the calibration role; reports show the measures before and after."""
-    from ripieno import experiment
+def read(
+    run: Run,
+    text: Annotated[Path, typer.Option(metavar="FILE", help='UTF-8 text, or .jsonl of {"text": ...} rows.')],
+    epoch: Annotated[str, typer.Option(help="A number (0 is the base), or last.")] = "last",
+    output: Annotated[Path | None, typer.Option(help="The folder to write into; in RUN/read by default.")] = None,
+    quiet: Quiet = False,
+) -> None:
+    """Read a text token by token: how probable, how unsure, how far the members agree; a table and a heat map."""
+    from ripieno import reading
     from ripieno.progress import Progress
+    from ripieno.report.heatmap import reader, words
+    from ripieno.tokens import summarise
 
+    folder = _run(run)
+    if epoch == "all":
+        raise UserError("--epoch all: a text is read at one epoch; give a number or last")
+    [at] = _epochs(epoch, folder.config().training.epochs) or []
     with Progress(quiet=quiet) as progress:
-        temperatures = experiment.calibrate(_run(run), data_dir=data_dir, progress=progress)
-    for method, temperature in temperatures.items():
-        typer.echo(f"{method}: T = {temperature:.3f}")
+        found = reading.read(folder, text, epoch=at, output=output, progress=progress)
+    typer.echo(f"{text}, read by {reader(found.tokens)}:")
+    for sentence in words(summarise(found.tokens)):
+        typer.echo(f"- {sentence}")
+    typer.echo(f"Table: {found.table}")
+    typer.echo(f"Page: {found.page}")
 
 
 @app.command()
-def report(run: Run) -> None:
+def calibrate(run: Run, data_dir: DataDir = None, quiet: Quiet = False) -> None:
+    """Fit the temperature on the calibration role; show the measures before and after."""
+    from ripieno import experiment
+    from ripieno.measures import analyze as measure
+    from ripieno.progress import Progress
+    from ripieno.report import terminal
+    from ripieno.report.run import load
+
+    folder = _run(run)
+    with Progress(quiet=quiet) as progress:
+        temperatures = experiment.calibrate(folder, data_dir=data_dir, progress=progress)
+    evidence = load(folder)
+    for method, temperature in temperatures.items():
+        typer.echo(f"{method}: T = {temperature:.3f}")
+        epoch = max(p.epoch for p in evidence.calibration if p.method == method)
+        shown = [p for p in evidence.predictions if (p.method, p.epoch) == (method, epoch)]
+        for line in terminal.before_and_after(measure(shown, calibration=evidence.calibration), method, epoch):
+            typer.echo(line)
+
+
+@app.command()
+def report(
+    run: Run,
+    compare: Annotated[
+        Path | None, typer.Option(metavar="RUN2", help="Also set another run beside this one, with paired tests.")
+    ] = None,
+    cost_error: CostError = None,
+    cost_handover: CostHandover = None,
+    bins: Bins = 15,
+) -> None:
     """Write RUN/report/index.html, metrics.json and tables; needs no torch."""
+    from ripieno.report import terminal
+    from ripieno.report.run import compare as compare_runs
     from ripieno.report.run import report as write_report
 
-    page = write_report(_run(run))
+    page = write_report(_run(run), costs=_costs(cost_error, cost_handover), bins=bins)
     _print_results(run)
     typer.echo(f"Report: {page}")
+    if compare is not None:
+        page, comparisons = compare_runs(_run(run), _run(compare))
+        for line in terminal.compared(comparisons):
+            typer.echo(line)
+        typer.echo(f"Comparison: {page}")
 
 
 @app.command()
 def analyze(
-    files: Annotated[list[Path], typer.Argument(metavar="RUN_OR_PARQUET ...", help="Run folders or predictions.")],
+    files: Annotated[
+        list[Path], typer.Argument(metavar="RUN_OR_FILE ...", help="Run folders, or predictions: parquet, npz, jsonl.")
+    ],
+    ood: Annotated[
+        list[Path] | None,
+        typer.Option(help="Predictions of questions out of domain, to tell apart; may be given again."),
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON alone.")] = False,
+    axes: Annotated[str | None, typer.Option(help="Of npz arrays: mnk (member, question, choice) or nmk.")] = None,
+    normalisation: Annotated[
+        str | None, typer.Option(help="Score choices anew: sum, token, byte or unconditional; text templates.")
+    ] = None,
+    labels: Annotated[
+        str | None, typer.Option(help="The choices are these labels in every question: also macro-F1 and recalls.")
+    ] = None,
+    cost_error: CostError = None,
+    cost_handover: CostHandover = None,
+    bins: Bins = 15,
 ) -> None:
     """Print every measure of predictions, this program's or another's; needs no torch."""
-    from ripieno.measures import analysis
-    from ripieno.predictions import read_parquet
+    from ripieno.report import terminal
+    from ripieno.report.inputs import gather
 
-    found = [file for path in files for file in _parquet_files(path)]
-    rows = analysis.analyze([p for file in found for p in read_parquet(file)])
+    evidence = gather(files, ood or [], axes=axes, normalisation=normalisation, labels=labels)
+    analysis = evidence.analyze(costs=_costs(cost_error, cost_handover), bins=bins)
     if as_json:
-        typer.echo(json.dumps(analysis.to_json(rows), allow_nan=False))
+        typer.echo(json.dumps(analysis.to_json(), allow_nan=False))
         return
-    for row in rows:
-        name = f"{row.dataset}/{row.split}" if row.split else row.dataset
-        value = f"{row.value:.4f}" if row.value is not None else f"- ({row.reason})"
-        interval = f" [{row.low:.4f}, {row.high:.4f}]" if row.low is not None and row.high is not None else ""
-        typer.echo(f"{name}  {row.method} epoch {row.epoch}  {row.who}  {row.measure}  {value}{interval}")
+    for line in terminal.every_row(analysis):
+        typer.echo(line)
 
 
 @app.command()
@@ -253,6 +345,26 @@ def _members(text: str) -> list[int]:
         raise UserError(f"--members {text}: give numbers and ranges, such as 0-4 or 0,2") from None
 
 
+def _evaluate_tokens(
+    folder: RunFolder, datasets: list[str], epoch: str | None, data_dir: Path | None, quiet: bool
+) -> None:
+    from ripieno import reading
+    from ripieno.progress import Progress
+
+    last = folder.config().training.epochs
+    epochs = [0, last] if epoch is None else _epochs(epoch, last) or list(range(last + 1))
+    with Progress(quiet=quiet) as progress:
+        tables = reading.evaluate(folder, datasets, epochs, data_dir=data_dir, progress=progress)
+    for found in tables:
+        typer.echo(f"{found.dataset}/{found.split}, {found.method}, epoch {found.epoch}")
+        typer.echo(f"  {'':<16}{'tokens':>9}{'NLL':>8}{'perplexity':>12}{'accuracy':>10}{'ECE':>8}")
+        for measured in reading.measure(found):
+            s = measured.summary
+            numbers = f"{s.tokens:>9,}{s.nll:>8.3f}{s.perplexity:>12,.1f}{s.accuracy:>10.3f}{measured.ece:>8.3f}"
+            typer.echo(f"  {measured.what:<16}{numbers}")
+    typer.echo(f"{len(tables)} tables of tokens in {folder.path / 'tokens'}.")
+
+
 def _epochs(text: str, last: int) -> list[int] | None:
     if text == "all":
         return None
@@ -263,15 +375,14 @@ def _epochs(text: str, last: int) -> list[int] | None:
     return [int(text)]
 
 
-def _parquet_files(path: Path) -> list[Path]:
-    if path.is_dir():
-        files = sorted((path / "predictions").rglob("*.parquet"))
-        if not files:
-            raise UserError(f"{path}: no predictions in it; `ripieno evaluate {path}` makes them")
-        return files
-    if not path.exists():
-        raise UserError(f"{path}: no such file or run folder")
-    return [path]
+def _costs(error: float | None, handover: float | None) -> Costs | None:
+    from ripieno.measures import Costs
+
+    if error is None and handover is None:
+        return None
+    if error is None or handover is None or not (error > 0 and handover > 0):
+        raise UserError("--cost-error and --cost-handover: give both, above 0, in one unit")
+    return Costs(error, handover)
 
 
 def _fetch_embedded() -> None:
@@ -289,37 +400,23 @@ def _progress(
     members: list[int] | None = None,
     training: bool = True,
     evaluating: bool = False,
+    choices: int | None = None,
 ) -> Any:
     """Return the bar of a whole job, whose length is known from the data alone."""
     from ripieno import experiment
     from ripieno.progress import Progress
 
-    return Progress(experiment.work(config, members, training, evaluating, data_dir), quiet)
+    return Progress(experiment.work(config, members, training, evaluating, data_dir, choices), quiet)
 
 
 def _print_results(run: Path) -> None:
     """Print the few numbers that a reader wants first."""
-    metrics = json.loads((run / "report" / "metrics.json").read_bytes())
-    rows = metrics["rows"]
-    last = max(row["epoch"] for row in rows)
-    answerers = (("base", "base", 0), ("members_mean", "ensemble", last), ("ensemble", "ensemble", last))
-    for dataset, split in dict.fromkeys((row["dataset"], row["split"]) for row in rows):
-        typer.echo(f"{dataset}/{split}")
-        typer.echo(f"  {'':<16}{'accuracy':>9}{'NLL':>8}{'ECE':>8}")
-        for who, method, epoch in answerers:
-            # the base is one member, so its row as an ensemble is its own
-            wanted = (dataset, split, "ensemble" if who == "base" else who, method, epoch, None)
-            keys = ("dataset", "split", "who", "method", "epoch", "variant")
-            values = {row["measure"]: row["value"] for row in rows if tuple(row[key] for key in keys) == wanted}
-            shown = [values.get(measure) for measure in ("accuracy", "nll", "ece")]
-            cells = ["-" if value is None else f"{value:.3f}" for value in shown]
-            name = "mean member" if who == "members_mean" else who
-            typer.echo(f"  {name:<16}{cells[0]:>9}{cells[1]:>8}{cells[2]:>8}")
-        pairs = [c for c in metrics["comparisons"] if (c["dataset"], c["split"]) == (dataset, split)]
-        for c in pairs:
-            if c["measure"] == "nll" and c["first"] == "ensemble":
-                interval = f"{c['difference']:+.3f} [{c['low']:+.3f}, {c['high']:+.3f}]"
-                typer.echo(f"  ensemble's NLL less that of {c['second']}: {interval}")
+    from ripieno.report import terminal
+    from ripieno.report.run import read_analysis
+    from ripieno.runs import METHOD
+
+    for line in terminal.summary(read_analysis(_run(run)), METHOD):
+        typer.echo(line)
 
 
 if __name__ == "__main__":

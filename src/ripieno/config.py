@@ -140,6 +140,9 @@ class Evaluation(_Section):
     """Letters: also store the log-probabilities of a to e, whatever K (the paper's variant)."""
     store_top: PositiveInt | Literal["all"] | None = None
     """Letters: also store the likeliest tokens of the whole vocabulary at the answer."""
+    unconditional: bool = False
+    """Text: also store each choice's log-likelihood after the bare answer cue, without the question
+    (domain-conditional PMI, arXiv:2104.08315)."""
 
 
 class Compute(_Section):
@@ -175,6 +178,8 @@ class Config(_Section):
             raise ValueError("prompt.normalisation: a letter is one token, so only sum applies to letters templates")
         if not letters and (self.evaluation.fixed_letters or self.evaluation.store_top):
             raise ValueError("evaluation.fixed_letters and store_top need a letters template (paper, letters)")
+        if letters and self.evaluation.unconditional:
+            raise ValueError("evaluation.unconditional needs a text template (text, text-listed)")
         return self
 
     def hash(self) -> str:

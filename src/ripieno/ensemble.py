@@ -9,10 +9,11 @@ from typing import Self
 
 import torch
 
-from ripieno.config import Adapter, Base, Compute, Data, Evaluation, Prompt
-from ripieno.data.question import Question
+from ripieno.config import Adapter, Base, Compute, Config, Data, Evaluation, Prompt
+from ripieno.data.question import Question, content_key, questions_to_parquet, read_questions
+from ripieno.data.splits import DatasetName
 from ripieno.data.splits import load as load_dataset
-from ripieno.errors import UserError
+from ripieno.errors import EnvironmentFault, UserError
 from ripieno.model import backbone as backbones
 from ripieno.model.adapters import AdapterStack, read_base_name, read_peft_config
 from ripieno.model.backbone import Backbone
@@ -136,13 +137,20 @@ class Ensemble:
         Raises:
             UserError: a question is too long, or a letter is not one token.
         """
-        return self.answer(self.encode(questions), self.positions, progress)
+        asked = self.encode(questions, bare=self.evaluation.unconditional)
+        return self.answer(asked, self.positions, progress)
 
-    def encode(self, questions: Sequence[Question]) -> Asked:
-        """Put questions into the prompt; those too long are left out where `evaluation.too_long` is `drop`."""
+    def encode(self, questions: Sequence[Question], *, bare: bool = False) -> Asked:
+        """Put questions into the prompt; those too long are left out where `evaluation.too_long` is `drop`.
+
+        Args:
+            questions: N of them.
+            bare: also put their choices after the bare answer cue, for the unconditional scores.
+        """
         trees, dropped = self.encoder.trees(questions, self.evaluation.max_tokens, self.evaluation.too_long)
         left_out = {question.id for question in dropped}
-        return Asked([question for question in questions if question.id not in left_out], trees)
+        kept = [question for question in questions if question.id not in left_out]
+        return Asked(kept, trees, self.encoder.bare(kept) if bare else ())
 
     def answer(self, asked: Asked, positions: Sequence[int], progress: Progress | None = None) -> Predictions:
         """As `predict`, of encoded questions by some of the members; by the base alone, as member 0, for ()."""
@@ -195,3 +203,42 @@ def few_shot_pool(prompt: Prompt, data: Data | None = None, data_dir: Path | Non
         return []
     seed, labels = (data.seed, data.labels) if data else (0, None)
     return load_dataset(prompt.few_shot.dataset, data_dir=data_dir, seed=seed, labels=labels).questions
+
+
+def require_adapter(run: RunFolder, member: int, epoch: int) -> None:
+    """Check that a member's adapter of an epoch is there and whole.
+
+    Raises:
+        UserError: the member is not trained so far.
+        EnvironmentFault: its files were written, and are missing or damaged.
+    """
+    files = run.adapter_files(member, epoch)
+    if run.whole(*files):
+        return
+    written = {line["path"] for line in run.lines("checksums.jsonl")}
+    if all(file.relative_to(run.path).as_posix() in written for file in files):
+        raise EnvironmentFault(
+            f"{files[1]}: missing or damaged; remove {run.adapter(member, 1).parent}, then `ripieno train` with the "
+            "run's config trains that member again"
+        )
+    raise UserError(
+        f"{run.path}: member {member} is not trained to epoch {epoch}; `ripieno train` with the run's config goes on"
+    )
+
+
+def questions_of(run: RunFolder, config: Config, name: DatasetName, data_dir: Path | None) -> list[Question]:
+    """Return a set's questions: the run's own copy, or newly read, without those that the members trained on."""
+    file = run.questions(name.folder, name.file)
+    if run.whole(file):
+        return read_questions(file)
+    loaded = load_dataset(name, data_dir=data_dir, seed=config.data.seed, labels=config.data.labels)
+    trained: set[str] = set()
+    for train_name in map(DatasetName.parse, config.data.train):
+        trained_on = run.questions(train_name.folder, train_name.file)
+        if run.whole(trained_on):
+            trained |= {content_key(question) for question in read_questions(trained_on)}
+    questions = [question for question in loaded.questions if content_key(question) not in trained]
+    if not questions:
+        raise UserError(f"{name.written}: the members trained on every question of it")
+    run.write(file, questions_to_parquet(questions))
+    return questions

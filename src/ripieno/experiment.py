@@ -5,8 +5,9 @@ from __future__ import annotations
 import hashlib
 import json
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import cache
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -15,17 +16,20 @@ import pyarrow.parquet as pq
 import torch
 
 from ripieno import config as configs
-from ripieno import measures, predictions
-from ripieno.config import Config, Evaluation
+from ripieno import features, measures, predictions
+from ripieno.config import Config, Evaluation, TooLong
 from ripieno.data import splits
+from ripieno.data.matching import Matched, match_questions
 from ripieno.data.prompts import TEMPLATES
 from ripieno.data.question import Question, Text, content_key, questions_to_parquet, read_questions
 from ripieno.data.splits import DatasetName, Roles
-from ripieno.ensemble import Ensemble, decide, device_of, few_shot_pool, load_base
+from ripieno.ensemble import Ensemble, decide, device_of, few_shot_pool, load_base, questions_of, require_adapter
 from ripieno.errors import EnvironmentFault, UserError
+from ripieno.features import Features
 from ripieno.model import backbone as backbones
 from ripieno.model.adapters import default_targets
 from ripieno.model.backbone import Backbone
+from ripieno.model.features import read_prompts
 from ripieno.model.prediction import Asked
 from ripieno.predictions import Predictions
 from ripieno.progress import TRAINING_COST, Progress
@@ -33,7 +37,9 @@ from ripieno.report.run import report
 from ripieno.runs import BASE, METHOD, RunFolder, adapter_epochs, sha256_of
 from ripieno.training.loop import Examples, Trainer
 
-EXTRAS = {"fixed_letters", "store_top"}  # of a config's `evaluation`: what else is stored, moving no prediction
+# Of a config's `evaluation`: what else is stored, moving no prediction.
+EXTRAS = {"fixed_letters", "store_top", "unconditional"}
+TRAINING_FEATURES = 2000  # questions of a training set whose features are kept: enough to fit a covariance to
 
 
 # ---- train ----------------------------------------------------------------------------------------------------------
@@ -186,6 +192,7 @@ class Job:
     epoch: int
     members: dict[int, int]  # member -> the epoch of the adapter it answers with; {} for the base
     file: Path
+    choices: int | None = None  # to how many each question is reduced
 
     @property
     def method(self) -> str:
@@ -198,16 +205,22 @@ def evaluate(
     datasets: Sequence[str] = (),
     epochs: Sequence[int] | None = None,
     *,
+    choices: int | None = None,
     extras: Mapping[str, Any] | None = None,
     data_dir: Path | None = None,
     progress: Progress | None = None,
 ) -> list[Path]:
     """Ask the base (epoch 0) and the members after each epoch; what is there already is not computed again.
 
+    Where the config's own sets are asked, the features of their prompts and of the training sets' are made too; and
+    where the template lists the choices and these sets differ in how many there are, the base and the last epoch
+    answer once more with as many as the fewest.
+
     Args:
         run: a trained run.
         datasets: names; by default the config's test and out-of-domain sets, and its calibration sets too.
         epochs: 0 (the base) to E; by default all (of the calibration sets, the first and the last).
+        choices: ask (the test and out-of-domain sets by default) with wrong choices dropped at random to so many.
         extras: keys of the config's `evaluation` to change, such as {"store_top": "all"}.
         data_dir: a folder with originally released data files, for sets that the run does not hold yet.
         progress: advanced by one a member and question.
@@ -216,39 +229,54 @@ def evaluate(
         The files of predictions, those that were there among them.
 
     Raises:
-        UserError: an epoch or a set does not exist, or the epoch is not trained.
+        UserError: an epoch or a set does not exist, the epoch is not trained, or no question has so many choices.
     """
+    if choices is not None and choices < 2:
+        raise UserError(f"--choices {choices}: a question needs 2 at least")
     config, progress = run.config(), progress or Progress(quiet=True)
     if extras:
         changed = {**config.model_dump(), "evaluation": {**config.evaluation.model_dump(), **extras}}
         config = configs.parse(changed, str(run.path))
     with run.lock():
-        jobs = _jobs(run, config, datasets, epochs)
-        asked = {job.name: _questions(run, config, job.name, data_dir) for job in jobs}
-        ensemble: Ensemble | None = None
+        jobs = _jobs(run, config, datasets, epochs, choices)
+        sets = {job.name: questions_of(run, config, job.name, data_dir) for job in jobs}
+        if not datasets and choices is None:
+            jobs += _matched_jobs(run, config, jobs, sets)
+        asked = {(job.name, job.choices): _reduced(config, job, sets[job.name]) for job in jobs}
+
+        @cache
+        def ensemble() -> Ensemble:
+            backbone = load_base(run, config.base, config.compute)
+            return _assemble(config, backbone, range(config.training.members), data_dir)
+
         for job in jobs:
-            inputs = _inputs(run, config, job, asked[job.name])
+            matched = asked[job.name, job.choices]
+            inputs = _inputs(run, config, job, matched.questions)
             if run.whole(job.file) and _holds(job.file, inputs, config.evaluation):
-                progress.advance(max(len(job.members), 1) * len(asked[job.name]))
+                progress.advance(max(len(job.members), 1) * len(matched.questions))
                 continue
-            if ensemble is None:
-                backbone = load_base(run, config.base, config.compute)
-                ensemble = _assemble(config, backbone, range(config.training.members), data_dir)
-            p = _answer(run, ensemble, job, asked[job.name], progress)
-            about = {"inputs": inputs, "extras": config.evaluation.model_dump(include=EXTRAS)}
+            p = _answer(run, ensemble(), job, matched.questions, progress)
+            about: dict[str, Any] = {"inputs": inputs, "extras": config.evaluation.model_dump(include=EXTRAS)}
+            if job.choices is not None:
+                left_out = {"fewer_choices": matched.fewer_choices, "no_answer": matched.no_answer}
+                about |= {"choices": job.choices, "choices_left_out": left_out}
             p = replace(p, metadata={**_metadata(run, config), **about, **p.metadata})
             run.write(job.file, predictions.to_parquet(p))
+        if not datasets and choices is None:
+            _make_features(run, config, sets, ensemble, progress)
     return [job.file for job in jobs]
 
 
-def _jobs(run: RunFolder, config: Config, datasets: Sequence[str], epochs: Sequence[int] | None) -> list[Job]:
+def _jobs(
+    run: RunFolder, config: Config, datasets: Sequence[str], epochs: Sequence[int] | None, choices: int | None
+) -> list[Job]:
     last, data = config.training.epochs, config.data
     if epochs is not None and not all(0 <= epoch <= last for epoch in epochs):
         raise UserError(f"--epoch: {run.path} has epochs 0 (the base) to {last}")
     every = list(range(last + 1)) if epochs is None else list(epochs)
     ends = sorted({0, last}) if epochs is None else list(epochs)
     wanted = [(name, every) for name in datasets or (*data.test, *data.out_of_domain)]
-    wanted += [] if datasets else [(name, ends) for name in data.calibration]
+    wanted += [] if datasets or choices else [(name, ends) for name in data.calibration]
     jobs = []
     for text, of_epochs in dict(wanted).items():
         name = DatasetName.parse(text)
@@ -259,43 +287,57 @@ def _jobs(run: RunFolder, config: Config, datasets: Sequence[str], epochs: Seque
                     continue
                 raise UserError(f"{run.path}: no member is left at epoch {epoch}; their training failed, see status")
             for member, at in members.items():
-                _require_adapter(run, member, at)
+                require_adapter(run, member, at)
             method = METHOD if epoch else BASE
-            jobs.append(Job(name, epoch, members, run.predictions(name.folder, name.file, method, epoch)))
+            file = run.predictions(name.folder, name.file, method, epoch, choices)
+            jobs.append(Job(name, epoch, members, file, choices))
     return jobs
 
 
-def _require_adapter(run: RunFolder, member: int, epoch: int) -> None:
-    files = run.adapter_files(member, epoch)
-    if run.whole(*files):
-        return
-    written = {line["path"] for line in run.lines("checksums.jsonl")}
-    if all(file.relative_to(run.path).as_posix() in written for file in files):
-        raise EnvironmentFault(
-            f"{files[1]}: missing or damaged; remove {run.adapter(member, 1).parent}, then `ripieno train` with the "
-            "run's config trains that member again"
+def _evaluated(config: Config) -> list[DatasetName]:
+    """Return the names of the test and out-of-domain sets, each once."""
+    return [DatasetName.parse(text) for text in dict.fromkeys((*config.data.test, *config.data.out_of_domain))]
+
+
+def _matched_jobs(
+    run: RunFolder, config: Config, jobs: Sequence[Job], sets: Mapping[DatasetName, Sequence[Question]]
+) -> list[Job]:
+    """Return the jobs of asking again with as many choices as the fewest: of the base and of the last epoch."""
+    names = _evaluated(config)
+    fewest = common_choices(config, {name: questions for name, questions in sets.items() if name in names})
+    matched = []
+    for job in jobs:
+        larger = fewest and job.name in names and any(len(q.choices) > fewest for q in sets[job.name])
+        if larger and job.epoch in (0, config.training.epochs):
+            assert fewest
+            if match_questions(sets[job.name], fewest, config.data.seed).questions:
+                file = run.predictions(job.name.folder, job.name.file, job.method, job.epoch, fewest)
+                matched.append(replace(job, file=file, choices=fewest))
+    return matched
+
+
+def common_choices(config: Config, sets: Mapping[DatasetName, Sequence[Question]]) -> int | None:
+    """Return the fewest choices of any question; None where asking all with so few would show nothing.
+
+    It shows nothing where choices are not listed in the prompt (dropping columns does the same), where there is one
+    set alone, and where all questions have equally many.
+    """
+    sizes = {len(question.choices) for questions in sets.values() for question in questions}
+    listed = TEMPLATES[config.prompt.template].listed
+    return min(sizes) if listed and len(sets) > 1 and len(sizes) > 1 else None
+
+
+def _reduced(config: Config, job: Job, questions: Sequence[Question]) -> Matched:
+    """Return a job's questions, with wrong choices dropped where it says so."""
+    if job.choices is None:
+        return Matched(list(questions), 0, 0)
+    matched = match_questions(questions, job.choices, config.data.seed)
+    if not matched.questions:
+        raise UserError(
+            f"--choices {job.choices}: no question of {job.name.written} has so many choices and an answer to keep; "
+            "give fewer, or name other sets with --dataset"
         )
-    raise UserError(
-        f"{run.path}: member {member} is not trained to epoch {epoch}; `ripieno train` with the run's config goes on"
-    )
-
-
-def _questions(run: RunFolder, config: Config, name: DatasetName, data_dir: Path | None) -> list[Question]:
-    """Return a set's questions: the run's own copy, or newly read, without those that the members trained on."""
-    file = run.questions(name.folder, name.file)
-    if run.whole(file):
-        return read_questions(file)
-    loaded = splits.load(name, data_dir=data_dir, seed=config.data.seed, labels=config.data.labels)
-    trained: set[str] = set()
-    for train_name in map(DatasetName.parse, config.data.train):
-        trained_on = run.questions(train_name.folder, train_name.file)
-        if run.whole(trained_on):
-            trained |= {content_key(question) for question in read_questions(trained_on)}
-    questions = [question for question in loaded.questions if content_key(question) not in trained]
-    if not questions:
-        raise UserError(f"{name.written}: the members trained on every question of it")
-    run.write(file, questions_to_parquet(questions))
-    return questions
+    return matched
 
 
 def _answer(
@@ -305,12 +347,13 @@ def _answer(
     start = time.perf_counter()
     for member, at in job.members.items():
         ensemble.stack.load_peft(member, run.adapter(member, at))
-    asked = ensemble.encode(questions)
+    asked = ensemble.encode(questions, bare=ensemble.evaluation.unconditional)
     p = ensemble.answer(asked, list(job.members), progress)
     answered = set(p.question_ids)
     dropped = [question.id for question in questions if question.id not in answered]
     seconds = time.perf_counter() - start
     line = {"what": "evaluate", "dataset": job.name.written, "epoch": job.epoch}
+    line |= {} if job.choices is None else {"choices": job.choices}
     run.append("timing.jsonl", line | {"questions": len(answered) * len(p.members), "seconds": seconds})
     return replace(
         p,
@@ -340,6 +383,7 @@ def _metadata(run: RunFolder, config: Config) -> dict[str, Any]:
         "base": {"model": config.base.model, "sha256": run.manifest()["base_sha256"]},
         "template": {"name": template.name, "version": template.version},
         "scoring": {"rule": "letters"} if template.letters else {"rule": "text", **rule},
+        **({"labels": config.data.labels} if config.data.labels else {}),
     }
 
 
@@ -348,7 +392,95 @@ def _holds(file: Path, inputs: str, evaluation: Evaluation) -> bool:
     header = json.loads(pq.read_schema(file).metadata[b"ripieno"])
     stored = Evaluation(**header["extras"])
     letters = stored.fixed_letters or not evaluation.fixed_letters
-    return header["inputs"] == inputs and letters and evaluation.store_top in (None, stored.store_top)
+    unconditional = stored.unconditional or not evaluation.unconditional
+    extras = letters and unconditional and evaluation.store_top in (None, stored.store_top)
+    return header["inputs"] == inputs and extras
+
+
+@dataclass(frozen=True)
+class PromptSet:
+    """A data set whose prompts the base reads: the questions taken of those available, and how long they may be."""
+
+    name: DatasetName
+    questions: Sequence[Question]
+    available: int
+    max_tokens: int | None
+    too_long: TooLong
+
+
+def _make_features(
+    run: RunFolder,
+    config: Config,
+    sets: Mapping[DatasetName, Sequence[Question]],
+    ensemble: Callable[[], Ensemble],
+    progress: Progress,
+) -> None:
+    """Write what the base alone computes on the prompts of the test, out-of-domain and training sets."""
+    for prompt_set in _prompt_sets(run, config, sets):
+        name, questions = prompt_set.name, prompt_set.questions
+        file, inputs = run.features(name.folder, name.file), _prompt_inputs(run, config, prompt_set)
+        if run.whole(file) and json.loads(pq.read_schema(file).metadata[b"ripieno"])["inputs"] == inputs:
+            progress.advance(len(questions))
+            continue
+        progress.describe(f"reading the prompts of {name.written}")
+        engine, encoder = ensemble().engine, ensemble().encoder
+        if engine.backbone.model.get_output_embeddings() is None:
+            progress.say(f"{config.base.model}: its class names no output layer, so no features of prompts are kept")
+            return
+        start = time.perf_counter()
+        trees, dropped = encoder.trees(questions, prompt_set.max_tokens, prompt_set.too_long)
+        if not trees:
+            continue
+        prompts = read_prompts(engine, trees, progress)
+        seconds = time.perf_counter() - start
+        left_out = {question.id for question in dropped}
+        ids = tuple(question.id for question in questions if question.id not in left_out)
+        counts = {"available": prompt_set.available, "taken": len(questions), "too_long": sorted(left_out)}
+        metadata = {**_metadata(run, config), "inputs": inputs, "questions": counts}
+        made = Features(name.dataset, name.split, ids, prompts.tokens, prompts.nll, prompts.hidden, metadata)
+        run.write(file, features.to_parquet(made))
+        line = {"what": "features", "dataset": name.written, "questions": len(ids), "seconds": seconds}
+        run.append("timing.jsonl", line)
+
+
+def _prompt_sets(run: RunFolder, config: Config, sets: Mapping[DatasetName, Sequence[Question]]) -> Iterator[PromptSet]:
+    evaluation, training = config.evaluation, config.training
+    for name in _evaluated(config):
+        yield PromptSet(name, sets[name], len(sets[name]), evaluation.max_tokens, evaluation.too_long)
+    # Under next_token the right answer alone had to fit, here the longest choice has to: what does not is left out.
+    shortened = training.too_long == "shorten_context" and training.loss != "next_token"
+    too_long: TooLong = "shorten_context" if shortened else "drop"
+    for name in map(DatasetName.parse, dict.fromkeys(config.data.train)):
+        questions = _trained_on(run, name)
+        if questions:
+            yield PromptSet(name, first_by_content(questions), len(questions), training.max_tokens, too_long)
+
+
+def _prompt_inputs(run: RunFolder, config: Config, prompt_set: PromptSet) -> str:
+    """Return a sha256 of all that decides a file of features."""
+    asked = hashlib.sha256(questions_to_parquet(prompt_set.questions)).hexdigest()
+    how = [config.base.dtype, config.prompt.model_dump(mode="json"), prompt_set.max_tokens, prompt_set.too_long]
+    content = json.dumps([run.manifest()["base_sha256"], how, asked])
+    return hashlib.sha256(content.encode()).hexdigest()
+
+
+def _trained_on(run: RunFolder, name: DatasetName) -> list[Question]:
+    """Return a training set's questions as the run keeps them; none of a set of running text."""
+    file = run.questions(name.folder, name.file)
+    if run.whole(file):
+        return read_questions(file)
+    if file.relative_to(run.path).as_posix() in {line["path"] for line in run.lines("checksums.jsonl")}:
+        raise EnvironmentFault(f"{file}: missing or damaged; `ripieno train` with the run's config writes it again")
+    return []
+
+
+def first_by_content(questions: Sequence[Question]) -> list[Question]:
+    """Return at most the first `TRAINING_FEATURES` questions by the hash of their content, whatever their order."""
+
+    def place(question: Question) -> tuple[bytes, str]:
+        return hashlib.sha256(content_key(question).encode()).digest(), question.id
+
+    return sorted(questions, key=place)[:TRAINING_FEATURES]
 
 
 def _assemble(config: Config, backbone: Backbone, members: Sequence[int], data_dir: Path | None = None) -> Ensemble:
@@ -406,14 +538,24 @@ def work(
     training: bool = True,
     evaluating: bool = True,
     data_dir: Path | None = None,
+    choices: int | None = None,
 ) -> int:
-    """Return the units of progress of a job: questions x members, for the bar."""
+    """Return the units of progress of a job: questions x members, for the bar (`choices`: of asking again alone)."""
     roles = splits.assign(_role_names(config), data_dir=data_dir, seed=config.data.seed, labels=config.data.labels)
     epochs, M = config.training.epochs, len(members) if members else config.training.members
     units = 0
     if training:
         units += (TRAINING_COST * len(roles.train) + len(roles.questions("validation"))) * M * epochs
-    if evaluating:
-        units += (len(roles.questions("test")) + len(roles.questions("ood"))) * (1 + M * epochs)
-        units += len(roles.questions("calibration")) * (1 + M)
+    sets = {loaded.name: loaded.questions for role in ("test", "ood") for loaded in roles.sets.get(role, {}).values()}
+    asked = [question for questions in sets.values() for question in questions]
+    if evaluating and choices is not None:
+        units += len(match_questions(asked, choices, config.data.seed).questions) * (1 + M * epochs)
+    elif evaluating:
+        units += len(asked) * (1 + M * epochs) + len(roles.questions("calibration")) * (1 + M)
+        fewest = common_choices(config, sets)
+        for questions in sets.values():
+            if fewest and any(len(question.choices) > fewest for question in questions):
+                units += len(match_questions(questions, fewest, config.data.seed).questions) * (1 + M)
+        trained_on = [loaded.questions for loaded in roles.sets.get("train", {}).values()]
+        units += len(asked) + sum(min(len(questions), TRAINING_FEATURES) for questions in trained_on)
     return units

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import io
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -36,6 +36,7 @@ SCHEMA = pa.schema(
         ("choice_scores", pa.list_(pa.float32())),
         ("choice_tokens", pa.list_(pa.int32())),
         ("choice_bytes", pa.list_(pa.int32())),
+        ("unconditional_scores", pa.list_(pa.float32())),
         ("outside_mass", pa.float32()),
         ("letter_log_probs", pa.list_(pa.float32())),
         ("top_tokens", pa.list_(pa.int32())),
@@ -44,6 +45,7 @@ SCHEMA = pa.schema(
     ]
 )
 REQUIRED = ("question_id", "member", "choice_log_probs", "target")
+PER_CHOICE = ("choice_scores", "choice_tokens", "choice_bytes", "unconditional_scores")
 
 
 @dataclass(frozen=True)
@@ -60,6 +62,8 @@ class Predictions:
         subjects: N subjects (None where there is none).
         scores: float64 [M, N, K], choice scores before any length normalisation, or None.
         tokens, bytes: int [N, K], the choices' lengths (text scoring), or None.
+        unconditional: float64 [M, N, K], choice scores after the bare answer cue, without the question (text scoring,
+            arXiv:2104.08315), in nats, 0 where absent; or None.
         outside_mass: float64 [M, N], letters only, or None.
         letter_log_probs: float64 [M, N, L], a fixed set of L letters, or None.
         top_tokens, top_log_probs: [M, N, T], the T likeliest tokens of the vocabulary at the answer, or None.
@@ -80,6 +84,7 @@ class Predictions:
     scores: NDArray[np.float64] | None = None
     tokens: NDArray[np.int64] | None = None
     bytes: NDArray[np.int64] | None = None
+    unconditional: NDArray[np.float64] | None = None
     outside_mass: NDArray[np.float64] | None = None
     letter_log_probs: NDArray[np.float64] | None = None
     top_tokens: NDArray[np.int64] | None = None
@@ -95,6 +100,12 @@ class Predictions:
     def labelled(self) -> NDArray[np.bool_]:
         """Bool [N]: whether the right choice is known."""
         return self.targets >= 0
+
+    @property
+    def choices_kept(self) -> int | None:
+        """To how many choices each question was reduced (the right one among them); None where it has all its own."""
+        kept: int | None = self.metadata.get("choices")
+        return kept
 
     @property
     def name(self) -> str:
@@ -118,6 +129,7 @@ class Predictions:
             scores=of_members(self.scores),
             tokens=None if self.tokens is None else self.tokens[index],
             bytes=None if self.bytes is None else self.bytes[index],
+            unconditional=of_members(self.unconditional),
             outside_mass=of_members(self.outside_mass),
             letter_log_probs=of_members(self.letter_log_probs),
             top_tokens=of_members(self.top_tokens),
@@ -128,8 +140,10 @@ class Predictions:
 def to_parquet(predictions: Predictions) -> bytes:
     """Return the parquet file of one `Predictions`, the same bytes for the same content."""
     p = predictions
-    M, N, _ = p.log_probs.shape
+    M, N, K = p.log_probs.shape
     sizes = p.mask.sum(axis=1)
+    if not np.array_equal(p.mask, np.arange(K) < sizes[:, None]):
+        raise ValueError("a question's absent choices must stand behind those that it has: a list has no gaps")
 
     def per_member_choices(array: NDArray[Any] | None) -> list[Any]:
         if array is None:
@@ -160,6 +174,7 @@ def to_parquet(predictions: Predictions) -> bytes:
         "choice_scores": per_member_choices(p.scores),
         "choice_tokens": per_choice(p.tokens),
         "choice_bytes": per_choice(p.bytes),
+        "unconditional_scores": per_member_choices(p.unconditional),
         "outside_mass": per_member_row(p.outside_mass),
         "letter_log_probs": per_member_row(p.letter_log_probs),
         "top_tokens": per_member_row(p.top_tokens),
@@ -181,137 +196,248 @@ def read_parquet(path: Path) -> list[Predictions]:
         UserError: a column is missing, members saw different questions, or a row is not a distribution.
         EnvironmentFault: the file cannot be read as parquet.
     """
+    columns = _columns(path)
+    group = _ranks([columns.numbers[name].values for name in ("dataset", "split", "epoch", "replicate")])
+    if not group.size:
+        return []
+    parts = np.split(np.argsort(group, kind="stable"), np.cumsum(np.bincount(group))[:-1])
+    # In the order in which the file has them; the rows of each, too.
+    return [_assemble(columns, rows) for rows in sorted(parts, key=lambda rows: int(rows[0]))]
+
+
+@dataclass(frozen=True, slots=True)
+class _Numbers:
+    """A column of numbers, or of codes that equal texts share: `values[r]`, unless `present[r]` says null."""
+
+    values: NDArray[Any]
+    present: NDArray[np.bool_]
+
+
+@dataclass(frozen=True, slots=True)
+class _Lists:
+    """A column of lists: row r is `values[starts[r] : starts[r] + lengths[r]]`, empty where `present[r]` says null."""
+
+    values: NDArray[Any]
+    starts: NDArray[np.int64]
+    lengths: NDArray[np.int64]
+    present: NDArray[np.bool_]
+
+    def dense(self, rows: NDArray[np.int64], width: int, fill: float) -> NDArray[Any]:
+        """Return [rows, width], with `fill` behind the end of a row's list."""
+        array = np.full((len(rows), width), fill, dtype=self.values.dtype)
+        place = np.arange(width)
+        there = place < self.lengths[rows, None]
+        array[there] = self.values[(self.starts[rows, None] + place)[there]]
+        return array
+
+
+@dataclass(frozen=True, slots=True)
+class _Columns:
+    """A file's columns, all of the schema's; one that the file does not have is null throughout."""
+
+    path: Path
+    header: dict[str, Any]
+    texts: dict[str, Any]
+    numbers: dict[str, _Numbers]
+    lists: dict[str, _Lists]
+
+    def check_rows(self, rows: NDArray[np.int64], wrong: NDArray[np.bool_], message: Callable[[int], str]) -> None:
+        """Raise for the first of the `rows` that is wrong, with a message about its place among them."""
+        if wrong.any():
+            i = _first(wrong)
+            raise UserError(f"{self.path}: row {rows[i] + 1}: {message(i)}")
+
+
+def _columns(path: Path) -> _Columns:
+    """Read what the schema names of a file, as numpy arrays."""
     try:
-        table = pq.read_table(path)
-    except (pa.ArrowInvalid, OSError) as error:
+        with pq.ParquetFile(path) as file:
+            found = file.schema_arrow.names
+            twice = [name for name in SCHEMA.names if found.count(name) > 1]
+            if twice:
+                raise UserError(f"{path}: two columns are called {twice[0]!r}; rename one")
+            # Another program's own columns (its prompts, its logits) may be far larger than all of ours.
+            table = file.read(columns=[name for name in SCHEMA.names if name in found])
+    except (pa.ArrowException, OSError) as error:
         raise EnvironmentFault(f"{path}: not a readable parquet file ({error})") from error
-    absent = [name for name in REQUIRED if name not in table.column_names]
+    absent = [name for name in REQUIRED if name not in found]
     if absent:
         raise UserError(f"{path}: column {absent[0]!r} is missing; predictions need {', '.join(REQUIRED)}")
     header = json.loads((table.schema.metadata or {}).get(b"ripieno", b"{}"))
     if header.get("schema", SCHEMA_VERSION) > SCHEMA_VERSION:
         raise UserError(f"{path}: written by a newer ripieno (schema {header['schema']}); upgrade ripieno to read it")
-    columns = {name: _column(path, table[name], name) for name in SCHEMA.names if name in table.column_names}
-    for name in ("question_id", "member"):
-        if None in columns[name]:
-            raise UserError(f"{path}: row {columns[name].index(None) + 1}: {name} is null")
-    rows_of: dict[tuple[str, str, int, int], list[int]] = {}
-    for row in range(table.num_rows):
-        key = (
-            _value(columns, "dataset", row, path.stem),
-            _value(columns, "split", row, ""),
-            _value(columns, "epoch", row, 0),
-            _value(columns, "replicate", row, 0),
-        )
-        rows_of.setdefault(key, []).append(row)
-    return [_assemble(path, columns, rows, key, header) for key, rows in rows_of.items()]
+    columns = _Columns(path, header, {}, {}, {})
+    defaults = {"dataset": path.stem, "split": "", "epoch": 0, "replicate": 0, "draw": 0}
+    for name in SCHEMA.names:
+        array = _column(path, table, name)
+        if name in ("question_id", "member") and array.null_count:
+            raise UserError(f"{path}: row {_first(~_present(array)) + 1}: {name} is null")
+        if name in defaults:
+            array = array.fill_null(defaults[name])
+        if pa.types.is_large_list(array.type):
+            columns.lists[name] = _lists(path, array, name)
+        elif pa.types.is_large_string(array.type):
+            columns.texts[name] = array.dictionary_encode()
+            codes = columns.texts[name].indices.fill_null(-1).to_numpy()
+            columns.numbers[name] = _Numbers(codes, _present(array))
+        else:
+            columns.numbers[name] = _Numbers(array.fill_null(0).to_numpy(), _present(array))
+    return columns
 
 
-def _column(path: Path, column: Any, name: str) -> list[Any]:
-    """Return a column's values; other programs' integers and floats of other widths are as good as ours."""
+def _column(path: Path, table: Any, name: str) -> Any:
+    """Return a column as one array; other programs' integers and floats of other widths are as good as ours."""
     kind = SCHEMA.field(name).type
-    wide = {pa.int32(): pa.int64(), pa.float32(): pa.float64()}
-    wide |= {pa.list_(narrow): pa.list_(wider) for narrow, wider in wide.items()}
+    wide = {pa.int32(): pa.int64(), pa.float32(): pa.float64(), pa.string(): pa.large_string()}
+    wide |= {pa.list_(narrow): pa.large_list(wider) for narrow, wider in wide.items()}
+    if name not in table.column_names:
+        return pa.nulls(table.num_rows, wide[kind])
     try:
-        return column.cast(wide.get(kind, kind)).to_pylist()
+        return table[name].cast(wide[kind]).combine_chunks()
     except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
-        raise UserError(f"{path}: column {name!r} holds {column.type}, not {kind}") from error
+        raise UserError(f"{path}: column {name!r} holds {table[name].type}, not {kind}") from error
 
 
-def _value(columns: dict[str, list[Any]], name: str, row: int, default: Any) -> Any:
-    value = columns[name][row] if name in columns else None
-    return default if value is None else value
+def _present(array: Any) -> NDArray[np.bool_]:
+    present: NDArray[np.bool_] = array.is_valid().to_numpy(zero_copy_only=False)
+    return present
 
 
-def _assemble(
-    path: Path, columns: dict[str, list[Any]], rows: list[int], key: tuple[str, str, int, int], header: dict[str, Any]
-) -> Predictions:
+def _lists(path: Path, array: Any, name: str) -> _Lists:
+    present, offsets = _present(array), array.offsets.to_numpy()
+    lengths = np.where(present, np.diff(offsets), 0)
+    values, starts = array.values, offsets[:-1]
+    if values.null_count:
+        # Behind a null list there may be nulls that nobody sees.
+        nulls = np.concatenate([[0], np.cumsum(~_present(values))])
+        holds = nulls[starts + lengths] > nulls[starts]
+        if holds.any():
+            raise UserError(f"{path}: row {_first(holds) + 1}: {name} holds a null; give every choice's number")
+    return _Lists(values.fill_null(0).to_numpy(), starts, lengths, present)
+
+
+def _first(wrong: NDArray[np.bool_]) -> int:
+    return int(np.argmax(wrong))
+
+
+def _ranks(columns: Sequence[NDArray[np.int64]]) -> NDArray[np.int64]:
+    """Return each row's rank [R] among the different rows, sorted by the first column, then the second ..."""
+    ranks = np.zeros(len(columns[0]), dtype=np.int64)
+    for column in columns:
+        if (column == column[:1]).all():  # nearly always so; sorting is what takes time
+            continue
+        values, place = np.unique(column, return_inverse=True)
+        _, ranks = np.unique(ranks * len(values) + place, return_inverse=True)
+    return ranks
+
+
+def _assemble(columns: _Columns, rows: NDArray[np.int64]) -> Predictions:
     """Build the arrays of one data set, split, epoch and replicate from its rows, in the first member's order."""
-    member_of = [(columns["member"][r], _value(columns, "draw", r, 0)) for r in rows]
-    members = sorted(set(member_of))
-    first = [r for r, m in zip(rows, member_of, strict=True) if m == members[0]]
-    ids = tuple(columns["question_id"][r] for r in first)
-    position = {question: n for n, question in enumerate(ids)}
-    if len(position) < len(ids):
-        twice = next(q for q in ids if ids.count(q) > 1)
-        raise UserError(f"{path}: question_id {twice!r} stands twice for member {members[0][0]}")
-    sizes = [len(columns["choice_log_probs"][r] or ()) for r in first]
-    M, N, K = len(members), len(ids), max(sizes)
-    mask = np.arange(K) < np.array(sizes)[:, None]
-    log_probs = np.full((M, N, K), -np.inf)
-    filled = np.zeros((M, N), dtype=bool)
-    place: list[tuple[int, int, int]] = []
-    for r, member in zip(rows, member_of, strict=True):
-        m, n = members.index(member), position.get(columns["question_id"][r])
-        if n is None or filled[m, n]:
-            raise UserError(f"{path}: member {member[0]} and member {members[0][0]} answer different questions")
-        values = columns["choice_log_probs"][r]
-        if values is None or len(values) != sizes[n]:
-            raise UserError(f"{path}: row {r + 1}: choice_log_probs differ in length between members")
-        if columns["target"][r] != columns["target"][first[n]]:
-            raise UserError(f"{path}: row {r + 1}: target differs between members for question_id {ids[n]!r}")
-        log_probs[m, n, : sizes[n]] = values
-        filled[m, n] = True
-        place.append((r, m, n))
-    if not filled.all():
-        m, n = np.argwhere(~filled)[0]
-        raise UserError(f"{path}: member {members[m][0]} has no row for question_id {ids[n]!r}")
+    path, numbers, lists = columns.path, columns.numbers, columns.lists
+    m_of = _ranks([numbers["member"].values[rows], numbers["draw"].values[rows]])
+    members = numbers["member"].values[rows[np.unique(m_of, return_index=True)[1]]].tolist()
+    first = rows[m_of == 0]
+    ids = tuple(columns.texts["question_id"].take(pa.array(first)).to_pylist())
+    M, N = len(members), len(ids)
+    met, code = np.unique(numbers["question_id"].values[rows], return_inverse=True)
+    code_of_first = code[m_of == 0]
+    counts = np.bincount(code_of_first, minlength=len(met))
+    if counts.max() > 1:
+        twice = ids[_first(counts[code_of_first] > 1)]
+        raise UserError(f"{path}: question_id {twice!r} stands twice for member {members[0]}")
+    position = np.full(len(met), -1)
+    position[code_of_first] = np.arange(N)
+    n_of = position[code]
+    # Which of the rows stands at [m, n]; of several the first.
+    at = np.full(M * N, -1)
+    known = np.flatnonzero(n_of >= 0)
+    at[(m_of * N + n_of)[known[::-1]]] = known[::-1]
+    alien = at[m_of * N + n_of] != np.arange(len(rows))
+    alien[n_of < 0] = True
+    log_probs, target = lists["choice_log_probs"], numbers["target"]
+    sizes = log_probs.lengths[first]
+    uneven = ~log_probs.present[rows] | (log_probs.lengths[rows] != sizes[n_of])
+    asked = first[n_of]
+    other = (target.values[rows] != target.values[asked]) | (target.present[rows] != target.present[asked])
+    wrong = alien | uneven | other
+    if wrong.any() and alien[_first(wrong)]:
+        stranger = members[m_of[_first(wrong)]]
+        raise UserError(f"{path}: member {stranger} and member {members[0]} answer different questions")
+    columns.check_rows(
+        rows,
+        wrong,
+        lambda i: (
+            "choice_log_probs differ in length between members"
+            if uneven[i]
+            else f"target differs between members for question_id {ids[n_of[i]]!r}"
+        ),
+    )
+    if at.min() < 0:
+        m, n = divmod(_first(at < 0), N)
+        raise UserError(f"{path}: member {members[m]} has no row for question_id {ids[n]!r}")
+    place = rows[at]  # the file's row of [m, n]
+    K = int(sizes.max())
+    values = log_probs.dense(place, K, -np.inf).reshape(M, N, K)
     with np.errstate(over="ignore"):  # logits in their place may be anything
-        totals = np.exp(log_probs).sum(axis=2)
+        totals = np.exp(values).sum(axis=2)
     # 26 float32 probabilities, each rounded by 6e-8 of a log-probability of at most ~100, stay well within 1e-4.
     if not np.all(np.abs(totals - 1) < 1e-4):
         m, n = np.argwhere(~(np.abs(totals - 1) < 1e-4))[0]
         raise UserError(
-            f"{path}: question_id {ids[n]!r}, member {members[m][0]}: exp(choice_log_probs) sums to "
+            f"{path}: question_id {ids[n]!r}, member {members[m]}: exp(choice_log_probs) sums to "
             f"{totals[m, n]:.4g}, not 1; give log-probabilities normalised over the question's choices"
         )
-
-    def fill(name: str, width: int | None, kind: type, each: bool) -> Any:
-        """Gather a nullable column: `each` member its own rows, or one row for all; None where any is null."""
-        if name not in columns or any(columns[name][r] is None for r, _, _ in place):
-            return None
-        shape = ((M, N) if each else (N,)) + (() if width is None else (width,))
-        array: NDArray[Any] = np.zeros(shape, dtype=kind)
-        for r, m, n in place:
-            value = columns[name][r]
-            target = (m, n) if each else (n,)
-            if width is None:
-                array[target] = value
-                continue
-            length = sizes[n] if name.startswith("choice_") else width
-            if len(value) != length:
-                raise UserError(f"{path}: row {r + 1}: {name} has {len(value)} values, not {length}")
-            array[(*target, slice(length))] = value
-        return array
-
-    def width_of(name: str) -> int:
-        return max((len(columns[name][r] or ()) for r, _, _ in place), default=0) if name in columns else 0
-
-    targets = np.array([-1 if columns["target"][r] is None else columns["target"][r] for r in first], dtype=np.int64)
-    if np.any(targets >= np.array(sizes)):
-        n = int(np.argmax(targets >= np.array(sizes)))
+    targets = np.where(target.present, target.values, -1)[first]
+    if np.any(targets >= sizes):
+        n = _first(targets >= sizes)
         raise UserError(f"{path}: question_id {ids[n]!r}: target {targets[n]} is outside its {sizes[n]} choices")
-    dataset, split, epoch, replicate = key
+
+    def per_member(name: str) -> Any:
+        """Gather a nullable column of lists, [M, N, K] or as wide as its longest; None where any is null."""
+        column = lists[name]
+        if not column.present[rows].all():
+            return None
+        lengths = column.lengths[rows]
+        width = K if name in PER_CHOICE else int(lengths.max())
+        expected = sizes[n_of] if name in PER_CHOICE else np.full(len(rows), width)
+        columns.check_rows(rows, lengths != expected, lambda i: f"{name} has {lengths[i]} values, not {expected[i]}")
+        return column.dense(place, width, 0).reshape(M, N, width)
+
+    def per_question(name: str) -> Any:
+        """Gather a nullable column of lists that all members share, [N, K]."""
+        array = per_member(name)
+        if array is None:
+            return None
+        differs = (array != array[0]).any(axis=2)[m_of, n_of]
+        columns.check_rows(
+            rows,
+            differs,
+            lambda i: f"{name} differ between members for question_id {ids[n_of[i]]!r}; take the column out",
+        )
+        return array[0]
+
+    outside = numbers["outside_mass"]
     return Predictions(
-        log_probs=log_probs,
-        mask=mask,
+        log_probs=values,
+        mask=np.arange(K) < sizes[:, None],
         question_ids=ids,
         targets=targets,
-        members=tuple(member for member, _ in members),
-        dataset=dataset,
-        split=split,
-        method=header.get("method", "ensemble"),
-        epoch=epoch,
-        replicate=replicate,
-        subjects=tuple(_value(columns, "subject", r, None) for r in first),
-        scores=fill("choice_scores", K, np.float64, each=True),
-        tokens=fill("choice_tokens", K, np.int64, each=False),
-        bytes=fill("choice_bytes", K, np.int64, each=False),
-        outside_mass=fill("outside_mass", None, np.float64, each=True),
-        letter_log_probs=fill("letter_log_probs", width_of("letter_log_probs"), np.float64, each=True),
-        top_tokens=fill("top_tokens", width_of("top_tokens"), np.int64, each=True),
-        top_log_probs=fill("top_log_probs", width_of("top_log_probs"), np.float64, each=True),
-        metadata={k: v for k, v in header.items() if k not in ("schema", "method")},
+        members=tuple(members),
+        dataset=columns.texts["dataset"][rows[0]].as_py(),
+        split=columns.texts["split"][rows[0]].as_py(),
+        method=columns.header.get("method", "ensemble"),
+        epoch=int(numbers["epoch"].values[rows[0]]),
+        replicate=int(numbers["replicate"].values[rows[0]]),
+        subjects=tuple(columns.texts["subject"].take(pa.array(first)).to_pylist()),
+        scores=per_member("choice_scores"),
+        tokens=per_question("choice_tokens"),
+        bytes=per_question("choice_bytes"),
+        unconditional=per_member("unconditional_scores"),
+        outside_mass=outside.values[place].reshape(M, N) if outside.present[rows].all() else None,
+        letter_log_probs=per_member("letter_log_probs"),
+        top_tokens=per_member("top_tokens"),
+        top_log_probs=per_member("top_log_probs"),
+        metadata={k: v for k, v in columns.header.items() if k not in ("schema", "method")},
     )
 
 
@@ -339,6 +465,7 @@ def concatenate(parts: Sequence[Predictions]) -> Predictions:
         scores=join("scores", 1, 0.0),
         tokens=join("tokens", 0, 0),
         bytes=join("bytes", 0, 0),
+        unconditional=join("unconditional", 1, 0.0),
         outside_mass=join("outside_mass", 1),
         letter_log_probs=join("letter_log_probs", 1),
         top_tokens=join("top_tokens", 1),

@@ -48,9 +48,22 @@ class RunFolder:
         """File of a member's optimizer state after an epoch."""
         return self.path / "resume" / f"{member:03d}-epoch-{epoch:03d}.safetensors"
 
-    def predictions(self, folder: str, file: str, method: str, epoch: int) -> Path:
-        """File of one method's predictions of a data set after an epoch (0 is the base)."""
-        return self.path / "predictions" / folder / file / f"{method}-epoch-{epoch:03d}.parquet"
+    def predictions(self, folder: str, file: str, method: str, epoch: int, choices: int | None = None) -> Path:
+        """File of one method's predictions of a data set after an epoch (0 is the base), asked with fewer choices."""
+        matched = "" if choices is None else f".k{choices}"
+        return self.path / "predictions" / folder / file / f"{method}-epoch-{epoch:03d}{matched}.parquet"
+
+    def features(self, folder: str, file: str) -> Path:
+        """File of what the base alone computes on a data set's prompts."""
+        return self.path / "features" / folder / f"{file}.parquet"
+
+    def tokens(self, folder: str, file: str, method: str, epoch: int) -> Path:
+        """File of what one method says of every token of a data set's solved questions after an epoch."""
+        return self.path / "tokens" / folder / file / f"{method}-epoch-{epoch:03d}.parquet"
+
+    def reading(self, stem: str, sha256: str) -> Path:
+        """Folder of what was made of a text of the user's own."""
+        return self.path / "read" / f"{stem}-{sha256[:8]}"
 
     def questions(self, folder: str, file: str) -> Path:
         """File of a data set's questions, as they were asked."""

@@ -17,6 +17,20 @@ def test_every_template_has_its_name_and_version() -> None:
     }  # fmt: skip
 
 
+@pytest.mark.parametrize("name", TEMPLATES)
+def test_listed_says_whether_a_choice_stands_in_the_prompt(name: str) -> None:
+    template = TEMPLATES[name]
+    with_fish, without = template.fill(BIRD), template.fill(replace(BIRD, choices=BIRD.choices[:2]))
+    assert template.listed == ("a fish" in with_fish.prompt) == (with_fish.prompt != without.prompt)
+
+
+@pytest.mark.parametrize("name", ["text", "text-listed"])
+def test_the_cue_is_the_end_of_every_prompt(name: str) -> None:
+    template = TEMPLATES[name]
+    prompts = [template.fill(question).prompt for question in (BIRD, READ, replace(BIRD, question="When?"))]
+    assert {prompt[prompt.rindex("\n") + 1 :] for prompt in prompts} == {template.cue} == {"Answer:"}
+
+
 def test_paper() -> None:
     """Lower-case letters in parentheses; the opening one is the prompt's, the closing ")." the solved question's."""
     filled = TEMPLATES["paper"].fill(BIRD)

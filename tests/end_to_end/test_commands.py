@@ -95,9 +95,12 @@ def test_the_run_folder_is_laid_out_as_the_contract_says(experiment: Experiment)
             folder = f"members/{member:03d}/epoch-{epoch:03d}"
             expected |= {f"{folder}/adapter_config.json", f"{folder}/adapter_model.safetensors"}
     expected |= {f"questions/{folder}/all.parquet" for folder in questions.values()}
+    expected |= {f"features/{questions[role]}/all.parquet" for role in ("train", "test", "foreign")}
     for role, epochs in {"test": (1, 2), "foreign": (1, 2), "calibration": (2,)}.items():
         folder = f"predictions/{questions[role]}/all"
         expected |= {f"{folder}/base-epoch-000.parquet", *(f"{folder}/ensemble-epoch-{e:03d}.parquet" for e in epochs)}
+        if role != "calibration":  # of 2 to 6 choices listed in the prompt, so asked again with 2
+            expected |= {f"{folder}/base-epoch-000.k2.parquet", f"{folder}/ensemble-epoch-002.k2.parquet"}
     found = {name for name in files_of(experiment.path) if not name.startswith("report/")}
     assert found == expected
     report = {name for name in files_of(experiment.path) if name.startswith("report/")}
@@ -134,13 +137,13 @@ def test_metrics_hold_each_step_and_epoch_and_no_clock(experiment: Experiment) -
 
 def test_commands_print_what_comes_next(experiment: Experiment) -> None:
     assert experiment.said["train"] == f"Trained: {experiment.path}. Next: ripieno evaluate {experiment.path}\n"
-    assert experiment.said["evaluate"].startswith("8 files of predictions")
+    assert experiment.said["evaluate"].startswith("12 files of predictions")
     temperatures = re.findall(r"^(\w+): T = (\d+\.\d{3})$", experiment.said["calibrate"], re.MULTILINE)
     assert [method for method, _ in temperatures] == ["base", "ensemble"]
     assert experiment.said["report"].endswith(f"Report: {experiment.path / 'report' / 'index.html'}\n")
     status = experiment.said["status"].splitlines()
     assert status[:3] == [f"member {m}: epoch 2 of 2" for m in range(3)]
-    assert len(status) == 3 + 8
+    assert len(status) == 3 + 12
     assert "damaged" not in experiment.said["status"]
 
 
@@ -262,8 +265,10 @@ def test_analyze_reads_a_run_a_file_and_another_programs_file(experiment: Experi
         return {(row["who"], row["measure"], row["pooling"]): row["value"] for row in found if row["measure"] == "nll"}
 
     assert values(of_theirs) == values(of_file) != {}
-    lines = works("analyze", file).splitlines()
-    assert any(line.startswith(f"{experiment.folder('test')}/all  ensemble epoch 2  ensemble  nll  ") for line in lines)
+    said = works("analyze", file)
+    assert f"{experiment.folder('test')}/all · ensemble epoch 2 · ensemble, n = 8\n" in said
+    of_ensemble = values(of_file)["ensemble", "nll", "prob"]
+    assert f"  nll {of_ensemble:>38.4f}  [" in said
 
 
 def test_the_report_is_one_file_that_names_its_sets(experiment: Experiment) -> None:
@@ -272,6 +277,51 @@ def test_the_report_is_one_file_that_names_its_sets(experiment: Experiment) -> N
         assert experiment.folder(role) in page
     assert not re.findall(r"""(?:src|href)\s*=\s*["'](?!#|data:)[^"']*["']""", page)
     assert "nan" not in re.findall(r">\s*(nan|None|inf)\s*<", page)
+
+
+def test_two_runs_are_set_side_by_side(experiment: Experiment, tmp_path: Path) -> None:
+    """A run against its own copy: nothing differs, and nothing may be said to."""
+    run, other = tmp_path / "one", tmp_path / "two"
+    for copy in (run, other):
+        shutil.copytree(experiment.path, copy)
+    said = works("report", run, "--compare", other)
+    page = (run / "report" / "compare-two.html").read_text(encoding="utf-8")
+    assert "not told apart" in said
+    assert "is better" not in said
+    assert f"{run} less {other}" in said
+    for role in ("test", "foreign"):
+        assert experiment.folder(role) in page
+
+
+def test_the_report_says_what_costs_make_of_it(experiment: Experiment, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(experiment.path, run)
+    works("report", run, "--cost-error", "3", "--cost-handover", "1")
+    measured = {row["measure"] for row in table((run / "report" / "metrics.json").read_text())}
+    assert {"decision_threshold_confidence", "decision_saving_confidence"} <= measured
+
+
+def test_foreign_sets_are_told_apart_with_every_baseline(experiment: Experiment) -> None:
+    """The features of the base are there after `evaluate`, so no baseline is null."""
+    found = table((experiment.path / "report" / "metrics.json").read_text())
+    rows_ = [row for row in found if row["against"] and row["variant"] is None and row["epoch"] == 2]
+    values = {row["measure"]: row["value"] for row in rows_ if row["measure"].startswith("ood_auroc")}
+    scores = ("entropy", "mi", "confidence", "choices", "prompt_length", "perplexity", "mahalanobis")
+    assert set(values) == {f"ood_auroc_{score}" for score in scores}
+    assert all(value is not None for value in values.values()), values
+    matched = [row for row in found if row["variant"] == "k_matched" and row["measure"] == "ood_auroc_choices"]
+    # The template lists the choices, so the last epoch was asked again with two of them, and earlier ones were not.
+    assert {(row["epoch"], row["value"]) for row in matched if row["method"] == "ensemble"} == {(1, None), (2, 0.5)}
+    assert {row["reason"] for row in matched if row["epoch"] == 1} == {
+        "the choices stand in the prompt; `ripieno evaluate` asks again with 2 of them"
+    }
+
+
+def test_calibrate_shows_the_measures_before_and_after(experiment: Experiment) -> None:
+    said = experiment.said["calibrate"]
+    assert "ensemble: T = " in said
+    assert f"{experiment.folder('test')}/all: nll " in said
+    assert " -> " in said
 
 
 def test_a_run_answers_from_python_as_its_table_and_as_its_adapters(experiment: Experiment) -> None:
@@ -303,6 +353,7 @@ def test_a_second_time_computes_nothing_and_writes_nothing(
 ) -> None:
     before = files_of(experiment.path)
     monkeypatch.setattr(Engine, "score", lambda *_: pytest.fail("a question was asked again"))
+    monkeypatch.setattr(Engine, "sequence_log_probs", lambda *_: pytest.fail("a prompt was read again"))
     monkeypatch.setattr(Trainer, "_gradients", lambda *_: pytest.fail("a step was taken again"))
     assert works("train", experiment.config, "--run", experiment.path) == experiment.said["train"]
     assert works("train", experiment.config, "--run", experiment.path, "--set", "compute.batch_tokens=99")
@@ -608,9 +659,9 @@ def mistakes() -> Iterator[tuple[str, list[str], int, str]]:
         2,
         "--data-dir",
     )
-    yield "nothing to analyze", ["analyze", "TMP"], 2, "no predictions in it"
+    yield "nothing to analyze", ["analyze", "TMP"], 2, "not a run folder"
     yield "no file to analyze", ["analyze", "TMP/none.parquet"], 2, "no such file"
-    yield "not parquet", ["analyze", "CONFIG"], 1, "not a readable parquet file"
+    yield "not predictions at all", ["analyze", "CONFIG"], 2, "predictions are read from .parquet, .npz, .jsonl"
     yield "not predictions", ["analyze", "QUESTIONS"], 2, "column"
     yield "no action", ["datasets", "chek", "CONFIG"], 2, "usage: ripieno datasets"
     yield "a bad file", ["datasets", "check", "TMP/bad.jsonl"], 2, "TMP/bad.jsonl, line 2: "

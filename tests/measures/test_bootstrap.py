@@ -88,6 +88,12 @@ def test_questions_of_one_passage_are_drawn_together():
     assert np.array_equal(counts[:, 1], counts[:, 4])
 
 
+def test_what_is_drawn_are_questions_or_passages():
+    assert bootstrap.units(6) == 6
+    assert bootstrap.units(6, np.array(["a", "b", "a", "c", "b", "a"])) == 3
+    assert bootstrap.units(6, np.zeros(6)) == 1
+
+
 def test_passages_whose_questions_are_alike_say_as_much_as_one_question_each():
     rng = np.random.default_rng(0)
     of_passages, N, size = rng.normal(size=60), 60, 10
@@ -104,19 +110,20 @@ def test_a_statistic_that_is_undefined_too_often_has_no_interval():
     assert (low[1], high[1]) == pytest.approx(np.quantile(draws[10:, 1], [0.025, 0.975]), abs=EPS)
 
 
-def test_p_values_agree_with_intervals_and_are_uniform_without_a_difference():
-    B, R = 400, 2000
+def test_p_values_are_uniform_without_a_difference():
+    trials, N = 2000, 60
     rng = np.random.default_rng(0)
-    shift = rng.normal(size=R)  # of the mean of a resample around a truth of 0
-    differences = rng.normal(size=(B, R)) + shift
-    p = bootstrap.p_value(differences)
-    low, high = bootstrap.percentiles(differences)
-    # One resample more or less on a side decides within 2 / B of the level.
-    clear = np.abs(p - 0.05) > 2 * 2 / B
-    assert np.array_equal((p < 0.05)[clear], ((low > 0) | (high < 0))[clear])
-    assert stats.kstest(p, "uniform").statistic < 1.63 / math.sqrt(R) + 2 / B  # its 99% quantile, and p's steps
-    assert bootstrap.p_value(np.ones((99, 1)))[0] == pytest.approx(2 / 100)
-    assert bootstrap.p_value(np.zeros((99, 1)))[0] == 1.0
+    values = rng.normal(size=(trials, N))
+    resamples = bootstrap.resampled_means(values, bootstrap.draw(N, resamples=400))
+    p = bootstrap.p_value(values.mean(axis=1), resamples, N)
+    # The spread of N values is off by a share of about 1 / sqrt(2 N) of itself, which moves p by less than .03.
+    assert stats.kstest(p, "uniform").statistic < 1.63 / math.sqrt(trials) + 0.03
+
+
+def test_p_value_by_hand():
+    resamples = np.array([[1.0, 0.0, 2.0, 0.5], [3.0, 0.0, 2.0, -0.5]])
+    p = bootstrap.p_value(np.array([2.0, 0.0, 2.0, 0.0]), resamples, 5)
+    assert p == pytest.approx([math.erfc(2 / math.sqrt(2)), 1.0, 2.0**-4, 1.0], rel=4 * EPS)
 
 
 def test_holm_by_hand_and_its_promise():

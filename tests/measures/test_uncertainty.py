@@ -148,3 +148,127 @@ def test_absent_choices_never_count():
 def test_what_is_no_distribution_is_an_error(probs, message):
     with pytest.raises(ValueError, match=message):
         measures.decompose(probs)
+
+
+# The mean of logits.
+
+
+def test_mean_of_logits_by_hand():
+    probs = np.array([[[0.9, 0.1]], [[0.5, 0.5]]])
+    a, b = math.sqrt(0.9 * 0.5), math.sqrt(0.1 * 0.5)
+    pooled = np.exp(measures.pool_logits(np.log(probs)))
+    assert pooled[0] == pytest.approx([a / (a + b), b / (a + b)], abs=16 * EPS)
+
+
+def test_mean_of_logits_is_the_softmax_of_the_mean_of_any_logits():
+    rng = np.random.default_rng(0)
+    logits = 3 * rng.normal(size=(4, 20, 5)) + 50 * rng.normal(size=(4, 20, 1))
+    log_probs = logits - np.log(np.exp(logits).sum(axis=-1, keepdims=True))
+    mean = logits.mean(axis=0)
+    expected = np.exp(mean) / np.exp(mean).sum(axis=-1, keepdims=True)
+    bound = rounding(4 * 5, float(np.abs(logits).max()))
+    assert np.exp(measures.pool_logits(log_probs)) == pytest.approx(expected, abs=bound)
+
+
+def test_mean_of_logits_where_members_rule_choices_out():
+    inf = np.inf
+    log_probs = np.array(
+        [
+            [[0.0, -inf, -inf], [math.log(0.5), math.log(0.5), -inf], [0.0, -inf, -inf]],
+            [[-inf, 0.0, -inf], [0.0, -inf, -inf], [0.0, -inf, -inf]],
+        ]
+    )
+    # Of two that rule each other out each is as good; a choice that one alone allows has nothing left.
+    assert np.exp(measures.pool_logits(log_probs)) == pytest.approx(
+        np.array([[0.5, 0.5, 0.0], [1.0, 0.0, 0.0], [1.0, 0.0, 0.0]]), abs=2 * EPS
+    )
+
+
+@settings(deadline=None)
+@given(any_predictions())
+def test_mean_of_logits_is_a_distribution_and_one_members_is_its_own(p: Predictions):
+    M, _, K = p.log_probs.shape
+    pooled = measures.pool_logits(p.log_probs)
+    assert np.exp(pooled).sum(axis=1) == pytest.approx(1.0, abs=rounding(K, 1.0))
+    assert np.isneginf(pooled[~p.mask]).all()
+    largest = float(-p.log_probs[np.isfinite(p.log_probs)].min())
+    bound = rounding(M * K, max(largest, 1.0))
+    first = p.log_probs[:1]
+    assert measures.pool_logits(first) == pytest.approx(first[0], abs=bound)
+    assert measures.pool_logits(np.repeat(first, 3, axis=0)) == pytest.approx(first[0], abs=3 * bound)
+
+
+@settings(deadline=None)
+@given(any_predictions(), st.randoms(use_true_random=False))
+def test_the_order_of_members_and_choices_leaves_the_mean_of_logits(p: Predictions, random):
+    M, _, K = p.log_probs.shape
+    shuffled = p.log_probs[random.sample(range(M), M)]
+    choices = random.sample(range(K), K)
+    largest = float(-p.log_probs[np.isfinite(p.log_probs)].min())
+    bound = rounding(M * K, M * max(largest, 1.0))
+    pooled = measures.pool_logits(p.log_probs)
+    assert measures.pool_logits(shuffled[:, :, choices]) == pytest.approx(pooled[:, choices], abs=bound)
+
+
+# Pairs that vote alike.
+
+
+def test_pairwise_agreement_counts_pairs():
+    p = random_predictions(5, 30, 4)
+    votes = p.probs.argmax(axis=-1)
+    pairs = [votes[a] == votes[b] for a in range(5) for b in range(5) if a != b]
+    assert measures.pairwise_agreement(p.probs) == pytest.approx(np.mean(pairs, axis=0), abs=4 * EPS)
+    assert measures.pairwise_agreement(np.repeat(p.probs[:1], 3, axis=0)).tolist() == [1.0] * 30
+    assert measures.pairwise_agreement(np.eye(3, 4)[:, None]).tolist() == [0.0]
+    with pytest.raises(ValueError, match="two members"):
+        measures.pairwise_agreement(p.probs[:1])
+
+
+def test_pairwise_agreement_does_not_depend_on_the_number_of_members():
+    p = random_predictions(6, 40, 4)
+    pairs = [measures.pairwise_agreement(p.probs[[a, b]]) for a in range(6) for b in range(a)]
+    assert measures.pairwise_agreement(p.probs) == pytest.approx(np.mean(pairs, axis=0), abs=rounding(15, 1.0))
+
+
+# Other outcomes than the choices.
+
+
+def test_with_other_by_hand():
+    with np.errstate(divide="ignore"):
+        letters = np.log(np.array([[[0.5, 0.25], [0.0, 0.0], [0.5, 0.5], [1.0, 0.0]]]))
+    found = np.exp(measures.with_other(letters))
+    assert found[0] == pytest.approx(
+        np.array([[0.5, 0.25, 0.25], [0.0, 0.0, 1.0], [0.5, 0.5, 0.0], [1.0, 0.0, 0.0]]), abs=8 * EPS
+    )
+
+
+def test_letters_that_sum_to_more_than_one_by_rounding_are_normalised():
+    letters = np.log(np.array([[[0.7, 0.3]]]).astype(np.float32)) + np.float32(1e-6)
+    found = measures.with_other(letters.astype(np.float64))
+    assert np.exp(found).sum() == pytest.approx(1.0, abs=8 * EPS)
+    assert found[0, 0, 2] == -np.inf
+    assert measures.decompose(np.exp(found)).epistemic[0] == 0.0
+
+
+def test_over_vocabulary_by_hand():
+    # Two members name the same four tokens in their own orders.
+    tokens = np.array([[[7, 2, 0, 5]], [[0, 7, 5, 2]]])
+    probs = np.array([[[0.5, 0.3, 0.2, 0.0]], [[0.6, 0.1, 0.1, 0.2]]])
+    with np.errstate(divide="ignore"):
+        found = measures.over_vocabulary(tokens, np.log(probs))
+    dense = np.zeros((2, 1, 8))
+    for m in range(2):
+        dense[m, 0, tokens[m, 0]] = probs[m, 0]
+    assert dense[:, 0, 7].tolist() == [0.5, 0.1]
+    expected = measures.decompose(dense)
+    bound = rounding(8, math.log(8))
+    for name in ("total", "aleatoric", "epistemic"):
+        assert getattr(found, name) == pytest.approx(getattr(expected, name), abs=bound)
+
+
+def test_over_vocabulary_is_not_known_from_a_part_of_it():
+    tokens = np.array([[[1, 0], [1, 0]]])
+    assert measures.over_vocabulary(tokens, np.log([[[0.7, 0.3], [0.7, 0.2]]])) is None
+    assert measures.over_vocabulary(tokens, np.log([[[0.7, 0.3], [0.7, 0.3]]])) is not None
+    nothing = measures.over_vocabulary(tokens[:, :0], np.zeros((1, 0, 2)))
+    assert nothing.total.shape == nothing.aleatoric.shape == nothing.epistemic.shape == (0,)

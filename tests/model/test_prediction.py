@@ -9,9 +9,12 @@ import pytest
 import torch
 from naive import QUESTIONS, bound, naive, trees, world
 
+from families import byte_level_tokenizer
 from ripieno.config import Evaluation, Prompt
+from ripieno.data.question import Question
 from ripieno.model.prediction import Asked, predict
 from ripieno.model.scoring import Engine
+from ripieno.model.trees import Encoder
 from ripieno.predictions import Predictions
 
 
@@ -114,3 +117,35 @@ def test_neither_members_per_pass_nor_the_token_budget_change_results(family: st
         # Each within 1e-5 of the plain model's, relative parts of these sizes included.
         np.testing.assert_allclose(found.scores[present], truth.scores[present], atol=2e-5, rtol=2e-7)
         np.testing.assert_allclose(found.log_probs[present], truth.log_probs[present], atol=5e-5, rtol=0)
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2", "mamba"])
+@pytest.mark.parametrize("positions", [(), (2, 0, 1)])
+def test_unconditional_scores_are_those_after_the_bare_cue(family: str, positions: tuple[int, ...]) -> None:
+    """As the plain model scores "Answer: CHOICE\\n" without any question, each question's own choices in its row."""
+    questions = (*QUESTIONS, Question("again", "Other words, the same choices?", QUESTIONS[1].choices, 0))
+    encoder = Encoder(byte_level_tokenizer(), Prompt(template="text-listed"))
+    bare = encoder.bare(questions)
+    cue = byte_level_tokenizer()("Answer:").input_ids
+    assert all(list(tree.question) == cue for tree in bare)
+    assert bare[1].branches == encoder.trees(questions, None, "error")[0][1].branches
+    w = world(family)
+    engine = Engine(w.backbone, w.stack, 60)
+    engine.probe(trees()[:2])
+    asked = Asked(questions, encoder.trees(questions, None, "error")[0], bare)
+    plainly = Asked(asked.questions, asked.trees)
+    prompt, evaluation = Prompt(template="text-listed"), Evaluation(unconditional=True)
+    found = predict(engine, positions, asked, prompt, evaluation, 2)
+    assert found.unconditional is not None
+    assert found.unconditional.shape == found.log_probs.shape
+    for n, tree in enumerate(bare):
+        K = len(tree.branches)
+        for m, member in enumerate(positions or (None,)):
+            scores, _ = naive(family, member, tree)
+            assert (np.abs(found.unconditional[m, n, :K] - scores.numpy()) <= bound(scores).numpy()).all()
+        assert not found.unconditional[:, n, K:].any()
+    assert np.array_equal(found.unconditional[:, 1], found.unconditional[:, -1])
+    # It is stored beside the predictions and moves none of them.
+    without = predict(engine, positions, plainly, prompt, Evaluation(), 2)
+    assert without.unconditional is None
+    assert np.array_equal(found.log_probs, without.log_probs)

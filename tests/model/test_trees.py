@@ -55,6 +55,21 @@ def test_question_and_branch_are_the_encoding_of_the_whole_text(kind: str, templ
         assert_own_encoding(encoder, replace(CITY, subject=subject, context="It is\n a city."))
 
 
+@every_tokenizer
+@pytest.mark.parametrize("terminator", ["newline", "end_of_text"])
+def test_bare_choices_are_the_encoding_of_the_cue_with_them(kind: str, terminator: Any) -> None:
+    """No question, no heading and no solved examples: "Answer: New York City" and its end."""
+    tokenizer, pool = TOKENIZERS[kind](), [Question("p", "Which?", ("one", "two"), 0)]
+    few_shot = FewShot(dataset="mmlu:all/dev", count=1)
+    encoder = Encoder(tokenizer, Prompt(template="text", terminator=terminator, few_shot=few_shot), pool)
+    newline, end = ("\n", []) if terminator == "newline" else ("", [tokenizer.eos_token_id])
+    [tree] = encoder.bare([replace(CITY, context="It is.")])
+    wholes = [[*tokenizer(f"Answer: {choice}{newline}").input_ids, *end] for choice in CITY.choices]
+    assert [list(tree.question + branch) for branch in tree.branches] == wholes
+    assert list(tree.question) == commonprefix([tokenizer("Answer:").input_ids, *wholes])  # noqa: RUF071 (of lists)
+    assert tree.answer == 1
+
+
 texts = st.text(st.characters(codec="utf-8", exclude_categories=["Cs"]), min_size=1, max_size=20)
 
 

@@ -34,8 +34,10 @@ class Template:
     name: str
     version: int
     letters: str  # the alphabet of a letters template, "" where the choices are continuations
+    listed: bool  # whether the choices stand in the prompt, so that each one's score depends on which others there are
     fill: Callable[[Question], Filled]
     heading: Callable[[Question], str] = lambda _: ""
+    cue: str = ""  # of a text template: what stands just before the answer, whatever is asked
 
 
 def _paper(q: Question) -> Filled:
@@ -76,10 +78,10 @@ def _context(q: Question) -> str:
 TEMPLATES: Mapping[str, Template] = {
     t.name: t
     for t in (
-        Template("paper", 1, string.ascii_lowercase, _paper),
-        Template("letters", 1, string.ascii_uppercase, _letters, _subject),
-        Template("text", 1, "", _text),
-        Template("text-listed", 1, "", _text_listed),
+        Template("paper", 1, string.ascii_lowercase, True, _paper),
+        Template("letters", 1, string.ascii_uppercase, True, _letters, _subject),
+        Template("text", 1, "", False, _text, cue="Answer:"),
+        Template("text-listed", 1, "", True, _text_listed, cue="Answer:"),
     )
 }
 

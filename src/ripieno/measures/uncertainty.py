@@ -105,6 +105,29 @@ def pool_log(log_probs: Floats) -> Floats:
     return np.where(nowhere, -np.inf, shift + np.log(np.where(nowhere, 1.0, mean)))
 
 
+def pool_logits(log_probs: Floats) -> Floats:
+    """Return the logarithm of the prediction from the mean of the members' logits (a normalised geometric mean).
+
+        ln p_k = (1/M) sum_m ln p_mk - ln sum_j exp((1/M) sum_m ln p_mj)
+
+    Log-probabilities serve as logits: they differ by a constant a member and question, which the softmax ignores. Its
+    entropy can lie below the members' own mean, so "entropy less expected entropy" is no mutual information here
+    (Wood et al. 2023, arXiv:2301.03962).
+
+    Args:
+        log_probs: [M, N, K], -inf where a choice is absent or its probability is 0.
+
+    Returns:
+        [N, K]; -inf where any member has -inf. Where that leaves no choice (members that rule each other out), each
+        choice that some member allows has the same probability: in the limit nothing prefers any.
+    """
+    mean = log_probs.mean(axis=0)
+    nothing_left = np.isneginf(mean).all(axis=-1)
+    mean = np.where(nothing_left[:, None], np.where(np.isneginf(log_probs).all(axis=0), -np.inf, 0.0), mean)
+    mean = mean - mean.max(axis=-1, keepdims=True)
+    return mean - np.log(np.exp(mean).sum(axis=-1, keepdims=True))
+
+
 def entropy(probs: Floats) -> Floats:
     """Return the entropy of each distribution in the last axis.
 
@@ -199,6 +222,74 @@ def disagreement(probs: Floats) -> Floats:
     M, _, K = probs.shape
     votes = (probs.argmax(axis=-1)[..., None] == np.arange(K)).sum(axis=0)
     return 1.0 - votes.max(axis=-1) / M
+
+
+def pairwise_agreement(probs: Floats) -> Floats:
+    """Return the share of pairs of different members that vote alike.
+
+        sum_k votes_k (votes_k - 1) / (M (M - 1))
+
+    One less it is the ensemble diversity of Fort et al. 2019 (arXiv:1912.02757, unnormalised). Unlike `disagreement`
+    it has the same expectation whatever M, so ensembles of different size compare.
+
+    Args:
+        probs: [M, N, K], M >= 2.
+
+    Returns:
+        [N], between 0 and 1.
+
+    Raises:
+        ValueError: one member alone makes no pair.
+    """
+    M, _, K = probs.shape
+    if M < 2:
+        raise ValueError("pairwise_agreement needs at least two members")
+    votes = (probs.argmax(axis=-1)[..., None] == np.arange(K)).sum(axis=0)
+    return (votes * (votes - 1)).sum(axis=-1) / (M * (M - 1))
+
+
+def with_other(letter_log_probs: Floats) -> Floats:
+    """Return the paper's variant: a fixed set of letters, whatever a question's choices, and everything else as one.
+
+        p_other = 1 - sum_l p_l
+
+    Balabanov and Linander 2024 (arXiv:2402.12264) measure entropy and mutual information over a-e and "other". A model
+    that does not answer with a letter at all is certain here, and uncertain over the choices: never mix the two.
+
+    Args:
+        letter_log_probs: [M, N, L], of the whole vocabulary's distribution at the answer.
+
+    Returns:
+        [M, N, L + 1], log-probabilities; "other" is the last.
+    """
+    other = np.maximum(1.0 - np.exp(letter_log_probs).sum(axis=-1, keepdims=True), 0.0)
+    log_other = np.where(other > 0.0, np.log(np.where(other > 0.0, other, 1.0)), -np.inf)
+    everything = np.concatenate([letter_log_probs, log_other], axis=-1)
+    # Letters rounded to float32 may sum to a little more than 1.
+    return everything - np.log(np.exp(everything).sum(axis=-1, keepdims=True))
+
+
+def over_vocabulary(tokens: NDArray[np.int64], log_probs: Floats) -> Decomposition | None:
+    """Decompose the uncertainty over every token of the vocabulary at the answer, where all were stored.
+
+    Args:
+        tokens: int [M, N, T], ids, in each member's own order.
+        log_probs: [M, N, T], theirs.
+
+    Returns:
+        As `decompose`, [N] each; None where the tokens stored do not hold all of the probability (`--store-top all`
+        stores them).
+    """
+    if not np.all(np.abs(np.exp(log_probs).sum(axis=-1) - 1.0) <= SUM_TOLERANCE):
+        return None
+    M, N, _ = tokens.shape
+    total, aleatoric, epistemic = np.empty((3, N))
+    for n in range(N):  # a question at a time: members x vocabulary is much already
+        probs = np.zeros((M, 1, int(tokens[:, n].max()) + 1))
+        np.put_along_axis(probs[:, 0], tokens[:, n], np.exp(log_probs[:, n]), axis=-1)
+        parts = decompose(probs)
+        total[n], aleatoric[n], epistemic[n] = parts.total[0], parts.aleatoric[0], parts.epistemic[0]
+    return Decomposition(total, aleatoric, epistemic)
 
 
 def confidence(probs: Floats) -> Floats:

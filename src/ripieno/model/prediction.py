@@ -19,10 +19,11 @@ from ripieno.progress import Progress
 
 @dataclass(frozen=True)
 class Asked:
-    """Questions with their token trees, in the same order."""
+    """Questions with their token trees, in the same order; `bare`: also their choices after the answer cue alone."""
 
     questions: Sequence[Question]
     trees: Sequence[TokenTree]
+    bare: Sequence[TokenTree] = ()
 
 
 def predict(
@@ -79,6 +80,7 @@ def predict(
         scores=scores,
         tokens=_lengths([[len(b) for b in tree.branches] for tree in trees], K) if text else None,
         bytes=_lengths([tree.choice_bytes for tree in trees], K) if text else None,
+        unconditional=_unconditional(engine, groups or [()], asked.bare, K) if asked.bare else None,
         outside_mass=extra.outside_mass,
         letter_log_probs=extra.letter_log_probs,
         top_tokens=extra.top_tokens,
@@ -116,6 +118,29 @@ class _Extra:
                 self.top_log_probs = np.zeros(self.top_tokens.shape)
             self.top_tokens[rows, index] = best.indices.cpu().numpy()
             self.top_log_probs[rows, index] = best.values.cpu().numpy()
+
+
+def _unconditional(
+    engine: Engine, groups: Sequence[Sequence[int]], bare: Sequence[TokenTree], width: int
+) -> NDArray[np.float64]:
+    """Return float64 [M, N, K]: each choice's score after the bare answer cue, 0 where absent.
+
+    Questions with the same choices (yes and no, fixed labels) are scored once.
+    """
+    same: dict[tuple[tuple[int, ...], ...], list[int]] = {}
+    for n, tree in enumerate(bare):
+        same.setdefault((tree.question, *tree.branches), []).append(n)
+    longest_first = sorted(same.values(), key=lambda rows: bare[rows[0]].length, reverse=True)
+    found = [np.zeros((max(len(group), 1), len(bare), width)) for group in groups]
+    with torch.inference_mode():
+        for group, scores in zip(groups, found, strict=True):
+            trees = [[bare[rows[0]] for rows in longest_first]] * len(scores)
+            for part in engine.slices(trees):
+                result = engine.score(group, [of_member[part] for of_member in trees]).choices.cpu().numpy()
+                for column, rows in enumerate(longest_first[part]):
+                    K = len(bare[rows[0]].branches)
+                    scores[:, rows, :K] = result[:, column, None, :K]
+    return np.concatenate(found)
 
 
 def _lengths(rows: Sequence[Sequence[int]], width: int) -> NDArray[np.int64]:

@@ -59,6 +59,33 @@ class TokenSequence:
         return len(self.tokens)
 
 
+@dataclass(frozen=True, slots=True)
+class SpelledText:
+    """Running text as tokens that know which characters they stand for.
+
+    Args:
+        id: the row's or question's.
+        text: as written.
+        tokens: what the tokenizer puts before every text, then the text's own T tokens.
+        before: how many it puts there.
+        spans: T pairs (start, end) of characters. Joined, they are the text: a character that several tokens spell
+            belongs to the last of them, white space that the tokenizer passes over to the token after it.
+        answer: a solved question: those of the T tokens that are scored as its right answer; None for other text.
+    """
+
+    id: str
+    text: str
+    tokens: tuple[int, ...]
+    before: int
+    spans: tuple[tuple[int, int], ...]
+    answer: range | None = None
+
+    @property
+    def length(self) -> int:
+        """Tokens."""
+        return len(self.tokens)
+
+
 class Encoder:
     """Turns questions into token trees, as one prompt configuration and one tokenizer say.
 
@@ -104,6 +131,10 @@ class Encoder:
                 fitting.append(tree)
         return fitting, dropped
 
+    def bare(self, questions: Sequence[Question]) -> list[TokenTree]:
+        """Encode the choices of questions after a text template's answer cue alone, by the same rule as `trees`."""
+        return [self._branching(q, replace(self._fill(q), prompt=self.template.cue)) for q in questions]
+
     def sequences(
         self, rows: Sequence[Question | Text], max_tokens: int | None, too_long: TooLong
     ) -> tuple[list[TokenSequence], list[Question | Text]]:
@@ -126,6 +157,22 @@ class Encoder:
                 sequence = fitted
             fitting.append(sequence)
         return fitting, dropped
+
+    def spell(self, row: Text) -> SpelledText:
+        """Encode running text as it stands: nothing is cut, and no end of text follows.
+
+        Raises:
+            UserError: the tokenizer does not say which characters its tokens stand for.
+        """
+        tokens, spans = self._spans(row.text)
+        return SpelledText(row.id, row.text, (*self.beginning, *tokens), len(self.beginning), tuple(spans))
+
+    def solved(
+        self, questions: Sequence[Question], max_tokens: int | None, too_long: TooLong
+    ) -> tuple[list[SpelledText], list[Question]]:
+        """Encode questions with their right answers as running text; what is returned and raised as by `trees`."""
+        fitted = [(question, self._fit(question, max_tokens, too_long, self._spelled)) for question in questions]
+        return [text for _, text in fitted if text], [question for question, text in fitted if text is None]
 
     def _fit(self, question: Question, max_tokens: int | None, too_long: TooLong, encode: Any) -> Any:
         encoded = encode(question)
@@ -160,7 +207,9 @@ class Encoder:
         )
 
     def _tree(self, question: Question) -> TokenTree:
-        filled = self._filled(question)
+        return self._branching(question, self._filled(question))
+
+    def _branching(self, question: Question, filled: Filled) -> TokenTree:
         prompt = self._encode(filled.prompt)
         whole = [self._encode(filled.prompt + answer + self._newline()) + self._end() for answer in filled.answers]
         # Tokens may join across the boundary, so what the prompt and every solved prompt share is the question.
@@ -182,11 +231,42 @@ class Encoder:
         )
 
     def _solved(self, question: Question) -> TokenSequence:
+        solved = self._with_answer(question, self._filled(question))
+        return TokenSequence(_key(question.id), tuple(self._encode(solved) + self._end()))
+
+    def _with_answer(self, question: Question, filled: Filled) -> str:
         if question.answer is None:
             raise UserError(f"question {question.id!r} has no answer; the next_token loss trains on solved questions")
+        return filled.prompt + filled.answers[question.answer] + filled.closing + self._newline()
+
+    def _spelled(self, question: Question) -> SpelledText:
         filled = self._filled(question)
-        solved = filled.prompt + filled.answers[question.answer] + filled.closing + self._newline()
-        return TokenSequence(_key(question.id), tuple(self._encode(solved) + self._end()))
+        text = self._with_answer(question, filled)
+        tokens, spans = self._spans(text)
+        end = self._end()
+        tokens, spans = [*self.beginning, *tokens, *end], [*spans, *[(len(text), len(text))] * len(end)]
+        before = len(self.beginning)
+        # As in a tree: what the question and the solved question share at the front is not the answer's.
+        first = _shared_front([self._branching(question, filled).question, tokens]) - before
+        stop = len(spans)
+        if filled.closing:
+            closing = len(text) - len(filled.closing)
+            stop = next((n for n, (start, _) in enumerate(spans) if start >= closing), stop)
+        return SpelledText(question.id, text, tuple(tokens), before, tuple(spans), range(first, stop))
+
+    def _spans(self, text: str) -> tuple[list[int], list[tuple[int, int]]]:
+        """Return a text's tokens, and the characters that each stands for (see `SpelledText`)."""
+        if not self.tokenizer.is_fast:
+            raise UserError("this base's tokenizer does not say where in a text its tokens stand, so it cannot be read")
+        encoded = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
+        offsets: list[tuple[int, int]] = encoded.offset_mapping
+        spans, begin = [], 0
+        for n, (_, end) in enumerate(offsets):
+            # Each token of a character claims it whole; what no token claims goes with the next, or else the last.
+            end = min(end, offsets[n + 1][0]) if n + 1 < len(offsets) else len(text)
+            spans.append((begin, max(begin, end)))
+            begin = spans[-1][1]
+        return encoded.input_ids, spans
 
     def _text(self, row: Text) -> TokenSequence:
         end = [] if self.tokenizer.eos_token_id is None else [self.tokenizer.eos_token_id]

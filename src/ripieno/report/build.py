@@ -5,38 +5,18 @@ from __future__ import annotations
 import csv
 import io
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import astuple, dataclass, fields
+from dataclasses import dataclass, fields
 from typing import Any
 
-import numpy as np
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from ripieno.measures import accuracy, uncertainty
-from ripieno.measures.analysis import Comparison, Row
-from ripieno.measures.calibration import reliability
+from ripieno.measures.table import Analysis, Comparison, Flow, Row, SizePoint
 from ripieno.predictions import Predictions
-from ripieno.report import plots, story
-from ripieno.report.results import ANSWERERS, Answerer, EvaluatedSet, Interval, Results, evaluated_set
-
-COLUMNS = {
-    "accuracy": "Accuracy",
-    "nll": "NLL",
-    "brier": "Brier",
-    "ece": "ECE",
-    "predictive_entropy": "Entropy",
-    "expected_entropy": "Expected entropy",
-    "mutual_information": "Mutual information",
-}
-MEMBER_COLUMNS = ("accuracy", "nll", "brier", "ece")
-COMPARED = ("accuracy", "nll", "brier")
-ANSWERER_NAMES: dict[Answerer, str] = {
-    "base": "Base",
-    "base_temperature": "Base, temperature-scaled",
-    "members_mean": "Mean member",
-    "ensemble": "Ensemble",
-    "ensemble_temperature": "Ensemble, temperature-scaled",
-}
-COURSES = {"accuracy": "accuracy", "nll": "NLL", "ece": "ECE"}
+from ripieno.report import compare, figures, story, tables
+from ripieno.report.explorer import Explored
+from ripieno.report.names import MEASURES, OOD_NAMES, SELECTIVE_NAMES
+from ripieno.report.results import EvaluatedSet, Results, evaluated_set, name_of
+from ripieno.report.words import counted
 
 
 @dataclass(frozen=True)
@@ -83,70 +63,136 @@ class Summary:
     config_yaml: str = ""
 
 
-@dataclass(frozen=True, slots=True)
-class Cell:
-    """One number of the table, and what stands below it."""
-
-    value: str
-    note: str = ""
-
-
-@dataclass(frozen=True, slots=True)
-class Figure:
-    """Panels that are read together, for one set."""
-
-    title: str
-    panels: tuple[plots.Panel, ...]
-
-
 def build(
-    summary: Summary, predictions: Sequence[Predictions], rows: Sequence[Row], comparisons: Sequence[Comparison]
+    summary: Summary,
+    predictions: Sequence[Predictions],
+    analysis: Analysis,
+    explored: Explored | None = None,
 ) -> str:
     """Return the report as one HTML file.
 
     Args:
         summary: what was run.
-        predictions: of every evaluated set, the base (epoch 0) and the method's epochs.
-        rows: `analyze` of them.
-        comparisons: `compare_with_references` of them.
+        predictions: of every evaluated set, the base (epoch 0) and the method's epochs. Those that were asked again
+            with fewer choices (`choices_kept`) only serve to compare sets of different numbers of choices.
+        analysis: of them.
+        explored: the questions for the page's explorer; without them it is left out.
     """
-    results = Results(rows, comparisons, summary.method)
+    results = Results(analysis, summary.method)
     last = _last(summary, predictions, results)
-    sets = [evaluated_set(p, p.name in summary.out_of_domain) for p in last]
-    environment = Environment(
+    sets = evaluated_sets(summary, last)
+    home = next((s for s in sets if not s.out), None)
+    compared_columns = tables.compared_columns(results.comparisons)
+    return (
+        environment()
+        .get_template("template.html")
+        .render(
+            summary=summary,
+            findings=story.tell(summary, results, sets, last),
+            notes=_notes(summary, last),
+            facts=_facts(summary),
+            columns=tables.COLUMNS,
+            member_columns=tables.MEMBER_COLUMNS,
+            numbers_of_sets=[tables.numbers(results, s, summary.members) for s in sets],
+            meanings=[MEASURES[measure] for measure in tables.COLUMNS],
+            sets=sets,
+            every_measure=tables.every_measure(results, sets),
+            compared_columns=compared_columns,
+            comparisons=[
+                tables.compared(found, s, tuple(compared_columns)) for s in sets if (found := results.compared(s.name))
+            ],
+            courses=figures.courses(results, sets),
+            flows=figures.flows(results, sets),
+            reliabilities=figures.reliabilities(last, sets),
+            risks=figures.risks(last, sets),
+            selective_columns=SELECTIVE_NAMES,
+            selective=[table for s in sets if (table := tables.selective(results, s))],
+            densities=figures.densities(last, sets),
+            histograms=figures.histograms(last, sets, predictions),
+            ood_columns=OOD_NAMES,
+            home=home,
+            ood=[table for s in sets if home and s.out and (table := tables.unfamiliar(results, home, s))],
+            sizes=figures.sizes(results, sets),
+            subjects=[
+                {"set": s, "lines": lines} for p, s in zip(last, sets, strict=True) if (lines := tables.subjects(p))
+            ],
+            few=tables.FEW,
+            checks=[{"set": s, "sentences": said} for s in sets if (said := tables.checks(results, s))],
+            epoch=results.last,
+            explored=explored,
+        )
+    )
+
+
+def build_comparison(
+    first: Summary, second: Summary, analyses: tuple[Analysis, Analysis], comparisons: Sequence[Comparison]
+) -> str:
+    """Return two runs side by side as one HTML file.
+
+    Args:
+        first, second: what was run; their names are those that the comparisons carry.
+        analyses: of each.
+        comparisons: paired differences first - second, on the questions that both answered.
+    """
+    results = Results(analyses[0], first.method), Results(analyses[1], second.method)
+    shared = compare.shared_sets((first, second), results)
+    columns = tables.compared_columns(comparisons)
+    return (
+        environment()
+        .get_template("compare.html")
+        .render(
+            first=first,
+            second=second,
+            findings=compare.tell((first.name, second.name), results, shared, comparisons),
+            config=compare.config_differences(first.config_yaml, second.config_yaml),
+            columns=compare.COLUMNS,
+            sides=[compare.side_by_side((first.name, second.name), results, s) for s in shared],
+            compared_columns=columns,
+            comparisons=[
+                tables.compared(found, s, tuple(columns))
+                for s in shared
+                if (found := [c for c in comparisons if name_of(c) == s.name])
+            ],
+        )
+    )
+
+
+def environment() -> Environment:
+    """Return what fills the pages' templates; every text is escaped."""
+    return Environment(
         loader=PackageLoader("ripieno.report", ""),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    return environment.get_template("template.html").render(
-        summary=summary,
-        findings=story.tell(summary, results, sets),
-        notes=_notes(summary, last),
-        facts=_facts(summary),
-        columns=COLUMNS,
-        member_columns={measure: COLUMNS[measure] for measure in MEMBER_COLUMNS},
-        tables=[_table(results, s, summary.members) for s in sets],
-        compared_columns={measure: COLUMNS[measure] for measure in COMPARED},
-        comparisons=[_compared(results, s) for s in sets if results.compared(s.name)],
-        courses=_courses(results, sets),
-        reliabilities=[_reliability(p, s, i) for i, (p, s) in enumerate(zip(last, sets, strict=True)) if s.guess],
-        densities=_densities(last, sets),
-        epoch=results.epochs[-1] if results.epochs else 0,
-    )
 
 
-def write_tables(rows: Sequence[Row], comparisons: Sequence[Comparison]) -> dict[str, str]:
+def evaluated_sets(summary: Summary, last: Sequence[Predictions]) -> list[EvaluatedSet]:
+    """Return what the page says of each set, by a short name where no other set of the page has it."""
+    datasets = [p.dataset for p in last]
+    return [
+        evaluated_set(p, p.name in summary.out_of_domain, p.dataset if datasets.count(p.dataset) == 1 else p.name)
+        for p in last
+    ]
+
+
+def write_tables(analysis: Analysis) -> dict[str, str]:
     """Return the csv files of report/tables by name; no text in them starts a spreadsheet's formula."""
-    return {"measures.csv": _csv(Row, rows), "comparisons.csv": _csv(Comparison, comparisons)}
+    return {
+        "measures.csv": _csv(Row, analysis.rows),
+        "comparisons.csv": _csv(Comparison, analysis.comparisons),
+        "ensemble_sizes.csv": _csv(SizePoint, analysis.sizes),
+        "flows.csv": _csv(Flow, analysis.flows),
+    }
 
 
-def _csv(kind: type[Row] | type[Comparison], items: Iterable[Row | Comparison]) -> str:
+def _csv(kind: type[Any], items: Iterable[Any]) -> str:
     buffer = io.StringIO()
     writer = csv.writer(buffer, lineterminator="\n")
-    writer.writerow(field.name for field in fields(kind))
-    writer.writerows([_harmless(value) for value in astuple(item)] for item in items)
+    columns = [field.name for field in fields(kind)]
+    writer.writerow(columns)
+    writer.writerows([_harmless(getattr(item, column)) for column in columns] for item in items)
     return buffer.getvalue()
 
 
@@ -157,7 +203,10 @@ def _harmless(value: Any) -> Any:
 
 def _last(summary: Summary, predictions: Sequence[Predictions], results: Results) -> list[Predictions]:
     """Return the method's last epoch of each named set, in the page's order."""
-    at_last = {p.name: p for p in predictions if p.method == summary.method and p.epoch in results.epochs[-1:]}
+    at_last: dict[str, Predictions] = {}
+    for p in predictions:  # of several replicates the first is drawn
+        if p.method == summary.method and p.epoch in results.epochs[-1:] and p.choices_kept is None:
+            at_last.setdefault(p.name, p)
     return [at_last[name] for name in (*summary.in_domain, *summary.out_of_domain) if name in at_last]
 
 
@@ -173,9 +222,9 @@ def _facts(summary: Summary) -> list[tuple[str, str]]:
     seconds = [("Training took", summary.training_seconds), ("Evaluation took", summary.evaluation_seconds)]
     return [
         ("Base", f"{summary.base} (sha256 {summary.base_sha256})"),
-        ("Method", f"{summary.method}: {story.counted(summary.members, 'member')}"),
+        ("Method", f"{summary.method}: {counted(summary.members, 'member')}"),
         ("Adapter", f"rank {summary.rank}, alpha {summary.alpha:g}, on {', '.join(summary.targets)}"),
-        ("Trained on", "; ".join(f"{name}: {story.counted(n, 'question')}" for name, n in summary.training)),
+        ("Trained on", "; ".join(f"{name}: {counted(n, 'question')}" for name, n in summary.training)),
         ("Epochs", f"{summary.epochs}"),
         ("Loss", summary.loss),
         ("Prompt template", summary.template),
@@ -190,108 +239,3 @@ def _facts(summary: Summary) -> list[tuple[str, str]]:
 
 def _duration(seconds: float) -> str:
     return f"{seconds:.0f} s" if seconds < 120 else f"{seconds / 60:.0f} minutes"
-
-
-def _table(results: Results, s: EvaluatedSet, members: int) -> dict[str, Any]:
-    """Return one set's part of the table: a line an answerer, and one a member."""
-    shown = [a for a in ANSWERERS if results.row(s.name, a, "accuracy") and (members > 1 or a != "members_mean")]
-    return {
-        "set": s,
-        "lines": [(ANSWERER_NAMES[a], [_cell(results, s, a, measure) for measure in COLUMNS]) for a in shown],
-        "members": [
-            (f"Member {m}", [_cell(results, s, m, measure) for measure in MEMBER_COLUMNS])
-            for m in results.members(s.name)
-        ],
-    }
-
-
-def _cell(results: Results, s: EvaluatedSet, answerer: Answerer | int, measure: str) -> Cell:
-    row = results.row(s.name, answerer, measure)
-    if row is None or row.value is None:
-        return Cell("–", "" if row is None else row.reason or "")
-    places = 3 if measure == "mutual_information" else 2
-    null = results.value(s.name, answerer, "ece_null_q95") if measure == "ece" else None
-    if null is not None:
-        return Cell(f"{row.value:.2f}", f"chance: up to {null.value:.2f}")
-    if row.low is None or row.high is None:
-        return Cell(f"{row.value:.{places}f}")
-    return Cell(f"{row.value:.{places}f}", f"{row.low:.{places}f} to {row.high:.{places}f}")
-
-
-def _compared(results: Results, s: EvaluatedSet) -> dict[str, Any]:
-    """Return one set's paired comparisons: a line a pair, each difference with what its interval allows to say."""
-    lines: dict[tuple[str, str], dict[str, Cell]] = {}
-    for c in results.compared(s.name):
-        way = Interval(c.difference, c.low, c.high).against(0.0) * (1 if c.measure == "accuracy" else -1)
-        said = {1: "better", 0: "not told apart", -1: "worse"}[way]
-        if c.second == "mean member" and c.measure != "accuracy":
-            said = "no evidence: convexity"
-        low, middle, high = (f"{value:+.2f}".replace("-", "−") for value in (c.low, c.difference, c.high))
-        cell = Cell(f"{middle} {said}", f"{low} to {high}")
-        lines.setdefault((c.first, c.second), {})[c.measure] = cell
-    return {
-        "set": s,
-        "lines": [
-            (f"{first} less {second}", [cells.get(measure, Cell("–")) for measure in COMPARED])
-            for (first, second), cells in lines.items()
-        ],
-    }
-
-
-def _courses(results: Results, sets: Sequence[EvaluatedSet]) -> list[Figure]:
-    """Return a figure a set: accuracy, NLL and ECE over the epochs, the same axes for every set."""
-    if not results.epochs:
-        return []
-    panels: dict[str, list[plots.Panel]] = {s.name: [] for s in sets}
-    for measure, label in COURSES.items():
-        lines = {s.name: _lines(results, s, measure) for s in sets}
-        values = [v for each in lines.values() for line in each for _, p in line.points for v in (p.value, p.high) if v]
-        references = {s.name: _reference(results, s, measure) for s in sets}
-        top = 1.08 * max([*values, *(r.value for r in references.values() if r)], default=1.0)
-        for i, s in enumerate(sets):
-            if lines[s.name]:
-                panels[s.name].append(
-                    plots.course(label, lines[s.name], (0.0, top), references[s.name], f"c{i}{measure}")
-                )
-    return [Figure(s.name, tuple(panels[s.name])) for s in sets if panels[s.name]]
-
-
-def _lines(results: Results, s: EvaluatedSet, measure: str) -> list[plots.Course]:
-    members = [results.course(s.name, m, measure) for m in results.members(s.name)]
-    ensemble = results.course(s.name, "ensemble", measure)
-    lines = [*(plots.Course(points, member=True) for points in members), plots.Course(ensemble)]
-    return [line for line in lines if line.points]
-
-
-def _reference(results: Results, s: EvaluatedSet, measure: str) -> Interval | None:
-    """Return where the dashed line lies: a uniform guess, or the ECE that chance alone would reach."""
-    if measure == "ece":
-        return results.value(s.name, "ensemble", "ece_null_q95")
-    value = s.guess if measure == "accuracy" else s.even_odds
-    return None if value is None else Interval(value)
-
-
-def _reliability(p: Predictions, s: EvaluatedSet, i: int) -> Figure:
-    pooled = uncertainty.pool(p.probs)[p.labelled]
-    right = accuracy.correct(pooled, p.targets[p.labelled])
-    return Figure(s.name, (plots.reliability(reliability(uncertainty.confidence(pooled), right), f"r{i}"),))
-
-
-def _densities(last: Sequence[Predictions], sets: Sequence[EvaluatedSet]) -> list[Figure]:
-    """Return a figure a set: its right and its wrong answers, the same axes everywhere. None for a single member."""
-    shown = [(p, s, uncertainty.decompose(p.probs)) for p, s in zip(last, sets, strict=True)]
-    shown = [each for each in shown if each[1].guess and len(each[0].members) > 1]
-    if not shown:
-        return []
-    across = 1.04 * max(np.log(max(s.sizes)) for _, s, _ in shown)
-    up = 1.1 * max(max(float(np.quantile(parts.epistemic, 0.995)) for _, _, parts in shown), 1e-3)
-    figures = []
-    for i, (p, s, parts) in enumerate(shown):
-        right = p.probs.mean(axis=0).argmax(axis=1) == p.targets
-        most = np.log(p.mask.sum(axis=1))
-        panels = tuple(
-            plots.density(parts.total[chosen], parts.epistemic[chosen], most[chosen], (across, up), role, f"d{i}{role}")
-            for role, chosen in (("right", right & p.labelled), ("wrong", ~right & p.labelled))
-        )
-        figures.append(Figure(s.name, panels))
-    return figures

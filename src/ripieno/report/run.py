@@ -4,21 +4,36 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from ripieno.config import Config
+import numpy as np
+
 from ripieno.data.prompts import TEMPLATES
+from ripieno.data.question import Question, read_questions
 from ripieno.data.splits import DatasetName
 from ripieno.errors import UserError
-from ripieno.measures import analysis
+from ripieno.features import Features, read_features
+from ripieno.measures.about import About
+from ripieno.measures.calibration import BINS
+from ripieno.measures.comparisons import compare_runs
+from ripieno.measures.estimates import Costs
+from ripieno.measures.evidence import Evidence
+from ripieno.measures.table import Analysis, Comparison
 from ripieno.predictions import Predictions, read_parquet
-from ripieno.report.build import Summary, build, write_tables
+from ripieno.report import explorer
+from ripieno.report.build import Summary, build, build_comparison, write_tables
 from ripieno.runs import METHOD, RunFolder, stopped_members
 
 
-def report(run: RunFolder) -> Path:
+def report(run: RunFolder, *, costs: Costs | None = None, bins: int = BINS) -> Path:
     """Analyse every whole file of predictions, and write report/index.html, metrics.json and tables/.
+
+    Args:
+        run: an evaluated run.
+        costs: of an error and of a hand-over; the report then says which threshold is the cheapest.
+        bins: of the errors of calibration.
 
     Returns:
         The page.
@@ -26,23 +41,55 @@ def report(run: RunFolder) -> Path:
     Raises:
         UserError: nothing was evaluated yet.
     """
-    config = run.config()
-    evaluated, calibration = read_predictions(run, config)
-    if not evaluated:
-        raise UserError(f"{run.path}: nothing to report yet; `ripieno evaluate {run.path}` asks the members first")
-    rows = analysis.analyze(evaluated, calibration=calibration)
-    comparisons = analysis.compare_with_references(evaluated, calibration=calibration)
-    content = json.dumps(analysis.to_json(rows, comparisons), indent=1, allow_nan=False)
-    run.write(run.report / "metrics.json", content + "\n")
-    for name, table in write_tables(rows, comparisons).items():
+    evidence = load(run)
+    analysis = evidence.analyze(costs=costs, bins=bins)
+    run.write(run.report / "metrics.json", json.dumps(analysis.to_json(), indent=1, allow_nan=False) + "\n")
+    for name, table in write_tables(analysis).items():
         run.write(run.report / "tables" / name, table)
+    explored = explorer.data(evidence.predictions, _questions(run, evidence), evidence.out_of_domain, METHOD)
     page = run.report / "index.html"
-    run.write(page, build(_summary(run, config, evaluated), evaluated, rows, comparisons))
+    run.write(page, build(_summary(run, evidence), [*evidence.predictions, *evidence.matched], analysis, explored))
     return page
 
 
-def read_predictions(run: RunFolder, config: Config) -> tuple[list[Predictions], list[Predictions]]:
-    """Return a run's whole predictions: of the evaluated sets in the config's order, and of the calibration sets."""
+def compare(run: RunFolder, other: RunFolder) -> tuple[Path, Sequence[Comparison]]:
+    """Set another run beside this one, question by question, and write report/compare-NAME.html.
+
+    Returns:
+        The page, and the paired comparisons in it.
+
+    Raises:
+        UserError: nothing was evaluated in one of them, or they have no question in common.
+    """
+    evidence, others = load(run), load(other)
+    summaries = _summary(run, evidence), _summary(other, others)
+    names = (summaries[0].name, summaries[1].name)
+    if names[0] == names[1]:
+        names = (str(run.path), str(other.path))
+    comparisons = compare_runs(evidence.predictions, others.predictions, names, about=evidence.about)
+    if not comparisons:
+        raise UserError(
+            f"{run.path} and {other.path}: no two answered questions in common, so there is nothing to pair; "
+            "`ripieno evaluate RUN --dataset NAME` asks a run another set"
+        )
+    first, second = (replace(summary, name=name) for summary, name in zip(summaries, names, strict=True))
+    page = run.report / f"compare-{other.path.name}.html"
+    run.write(page, build_comparison(first, second, (evidence.analyze(), others.analyze()), comparisons))
+    return page, comparisons
+
+
+def read_analysis(run: RunFolder) -> Analysis:
+    """Read what `report` wrote to metrics.json."""
+    return Analysis.from_json(json.loads((run.report / "metrics.json").read_bytes()))
+
+
+def load(run: RunFolder) -> Evidence:
+    """Read all that a run's analysis is made of; files that are not whole are left out.
+
+    Raises:
+        UserError: the folder is no run, or nothing was evaluated yet.
+    """
+    config = run.config()
     data = config.data
     wanted = [DatasetName.parse(text) for text in (*data.test, *data.out_of_domain)]
     order = {(name.dataset, name.split): n for n, name in enumerate(wanted)}
@@ -51,12 +98,70 @@ def read_predictions(run: RunFolder, config: Config) -> tuple[list[Predictions],
     parts = [p for file in files if run.whole(file) for p in read_parquet(file)]
     evaluated = [p for p in parts if (p.dataset, p.split) not in calibrating - set(order)]
     evaluated.sort(key=lambda p: (order.get((p.dataset, p.split), len(order)), p.name, p.epoch))
-    return evaluated, [p for p in parts if (p.dataset, p.split) in calibrating]
+    if not any(p.choices_kept is None for p in evaluated):
+        raise UserError(f"{run.path}: nothing was evaluated yet; `ripieno evaluate {run.path}` asks the members first")
+    in_domain = _names(data.test)
+    asked = [p for p in evaluated if p.choices_kept is None]
+    features = _features(run)
+    trained = [features[name].hidden for name in _names(data.train) if name in features]
+    return Evidence(
+        predictions=asked,
+        out_of_domain=tuple(n for n in dict.fromkeys(p.name for p in asked) if n not in in_domain),
+        calibration=[p for p in parts if (p.dataset, p.split) in calibrating and p.choices_kept is None],
+        matched=[p for p in evaluated if p.choices_kept is not None],
+        about={name: _about(file, features.get(name)) for name, file in _question_files(run).items()},
+        familiar=np.concatenate(trained) if trained else None,
+    )
 
 
-def _summary(run: RunFolder, config: Config, evaluated: Sequence[Predictions]) -> Summary:
+def _features(run: RunFolder) -> dict[str, Features]:
+    """Return what the base alone makes of the questions, by data set."""
+    files = sorted((run.path / "features").rglob("*.parquet"))
+    return {found.name: found for file in files if run.whole(file) for found in [read_features(file)]}
+
+
+def _question_files(run: RunFolder) -> dict[str, Path]:
+    """Return the questions' files by `DATASET/SPLIT`, of all sets that the config or a file of predictions names."""
+    data = run.config().data
+    written = (*data.train, *data.calibration, *data.test, *data.out_of_domain)
+    named = {f"{name.dataset}/{name.split}": name for name in map(DatasetName.parse, written)}
+    found = {shown: run.questions(name.folder, name.file) for shown, name in named.items()}
+    # A set that was evaluated by name alone: its files lie side by side.
+    for file in sorted((run.path / "predictions").rglob("*.parquet")):
+        beside = run.questions(file.parent.parent.name, file.parent.name)
+        if run.whole(file) and beside not in found.values():
+            found |= {p.name: beside for p in read_parquet(file)[:1]}
+    return {name: file for name, file in found.items() if run.whole(file)}
+
+
+def _about(file: Path, features: Features | None) -> About:
+    questions = read_questions(file)
+    ids = [question.id for question in questions]
+    sizes = [[len(choice.encode()) for choice in question.choices] for question in questions]
+    K = max(map(len, sizes))
+    known = {} if features is None else {question: n for n, question in enumerate(features.question_ids)}
+    place = [known[question] for question in ids if question in known]
+    complete = features is not None and len(place) == len(ids)
+    return About(
+        question_ids=ids,
+        passages=[question.context for question in questions],
+        choice_bytes=np.array([row + [0] * (K - len(row)) for row in sizes], dtype=np.int64),
+        prompt_tokens=features.prompt_tokens[place] if features and complete else None,
+        prompt_nll=features.prompt_nll[place] if features and complete else None,
+        hidden=features.hidden[place] if features and complete else None,
+    )
+
+
+def _questions(run: RunFolder, evidence: Evidence) -> dict[str, list[Question]]:
+    """Return the texts of the evaluated sets' questions, by data set."""
+    shown = {p.name for p in evidence.predictions}
+    return {name: read_questions(file) for name, file in _question_files(run).items() if name in shown}
+
+
+def _summary(run: RunFolder, evidence: Evidence) -> Summary:
+    config = run.config()
     manifest, training, prompt = run.manifest(), config.training, config.prompt
-    in_domain = tuple(name for name in dict.fromkeys(p.name for p in evaluated) if name in _names(config.data.test))
+    names = dict.fromkeys(p.name for p in evidence.predictions)
     seconds = {
         what: sum(line["seconds"] for line in run.lines("timing.jsonl") if line["what"] == what)
         for what in ("train", "evaluate")
@@ -81,9 +186,9 @@ def _summary(run: RunFolder, config: Config, evaluated: Sequence[Predictions]) -
         template=prompt.template,
         scoring_rule=rule,
         training=tuple(manifest["counts"]["train"].items()),
-        in_domain=in_domain,
-        out_of_domain=tuple(n for n in dict.fromkeys(p.name for p in evaluated) if n not in in_domain),
-        dropped=tuple(_dropped(manifest, evaluated)),
+        in_domain=tuple(name for name in names if name not in evidence.out_of_domain),
+        out_of_domain=tuple(evidence.out_of_domain),
+        dropped=tuple(_dropped(manifest, evidence.predictions)),
         versions=manifest["versions"],
         training_seconds=seconds["train"] or None,
         evaluation_seconds=seconds["evaluate"] or None,

@@ -1,0 +1,59 @@
+"""Repeated experiments: what a measure would be, were the members trained again."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import replace
+
+import numpy as np
+
+from ripieno.measures.table import Row
+
+# 97.5% quantiles of Student's t with 1 to 30 degrees of freedom (Student 1908); beyond them the normal one is near.
+T_QUANTILES = (
+    *(12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228),
+    *(2.201, 2.179, 2.160, 2.145, 2.131, 2.120, 2.110, 2.101, 2.093, 2.086),
+    *(2.080, 2.074, 2.069, 2.064, 2.060, 2.056, 2.052, 2.048, 2.045, 2.042),
+)
+NORMAL_QUANTILE = 1.960
+
+
+def over_replicates(tables: Sequence[Sequence[Row]]) -> list[Row]:
+    """Return the rows of one experiment as they are, or of several repeated ones as their mean.
+
+        mean +- t_{R-1, .975} s / sqrt(R)
+
+    Student 1908. The questions are the same in each, so the interval speaks of training again on other seeds, to these
+    questions. It takes the R values for normal, so with two or three it may reach beyond what the measure can be.
+
+    Args:
+        tables: R tables of the same rows, one a replicate.
+
+    Returns:
+        For R = 1 its rows. Otherwise a row for each that every replicate has, `scope` "training"; null where any of
+        them is, with its reason. Rows of single members are left out: member 3 of one run is not that of another.
+    """
+    if len(tables) == 1:
+        return list(tables[0])
+    indexed = [{_key(row): row for row in table if not isinstance(row.who, int)} for table in tables]
+    R = len(tables)
+    quantile = (*T_QUANTILES, NORMAL_QUANTILE)[min(R - 2, len(T_QUANTILES))]
+    merged = []
+    for key, first in indexed[0].items():
+        rows = [of[key] for of in indexed if key in of]
+        if len(rows) < R:
+            continue
+        unknown = next((row for row in rows if row.value is None), None)
+        if unknown is not None:
+            merged.append(replace(unknown, scope="training"))
+            continue
+        values = np.array([row.value for row in rows])
+        half = quantile * float(values.std(ddof=1)) / math.sqrt(R)
+        mean = float(values.mean())
+        merged.append(replace(first, value=mean, low=mean - half, high=mean + half, scope="training"))
+    return merged
+
+
+def _key(row: Row) -> tuple[object, ...]:
+    return row.who, row.measure, row.pooling, row.variant, row.against

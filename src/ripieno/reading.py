@@ -1,0 +1,294 @@
+"""Uncertainty a token at a time: of a user's own text, and of the solved questions of data sets."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+
+from ripieno import measures, tokens
+from ripieno.config import Config
+from ripieno.data.prompts import TEMPLATES
+from ripieno.data.question import Question, Text, questions_to_parquet, read_texts
+from ripieno.data.splits import DatasetName
+from ripieno.ensemble import Ensemble, few_shot_pool, load_base, questions_of, require_adapter
+from ripieno.errors import EnvironmentFault, UserError
+from ripieno.model import reading
+from ripieno.model.trees import SpelledText
+from ripieno.progress import Progress
+from ripieno.report import heatmap
+from ripieno.runs import BASE, METHOD, RunFolder, adapter_epochs, sha256_of, write_atomically
+from ripieno.tokens import Summary, Tokens
+
+
+@dataclass(frozen=True)
+class Reading:
+    """What was made of a user's text: the table of its tokens, and the page that shows it."""
+
+    tokens: Tokens
+    table: Path
+    page: Path
+
+
+@dataclass(frozen=True)
+class Measured:
+    """A few numbers about some tokens of a data set, and the calibration error of the next token's confidence."""
+
+    what: str
+    summary: Summary
+    ece: float
+
+
+# ---- a user's own text ----------------------------------------------------------------------------------------------
+
+
+def read(
+    run: RunFolder,
+    file: Path,
+    *,
+    epoch: int | None = None,
+    output: Path | None = None,
+    progress: Progress | None = None,
+) -> Reading:
+    """Let the ensemble read a text: how probable it finds each token, how unsure it is, how far its members agree.
+
+    This is the "next token" evaluation of arXiv:2402.12264, on the user's own text.
+
+    Args:
+        run: a trained run.
+        file: UTF-8 text, read as it stands; or .jsonl of `{"text": ...}` rows.
+        epoch: 0 (the base) to E; the last one by default.
+        output: the folder for tokens.parquet and index.html; by default RUN/read/STEM-<8 hex digits of the sha256>.
+        progress: advanced by one a member and window of text.
+
+    Raises:
+        UserError: the file is not text, or holds nothing to predict; or the epoch does not exist or is not trained.
+        EnvironmentFault: the run is locked, or a file is damaged or cannot be written.
+    """
+    config, progress = run.config(), progress or Progress(quiet=True)
+    epoch = config.training.epochs if epoch is None else epoch
+    members = _members_at(run, config, epoch)
+    texts = texts_of(file)
+    folder = output or run.reading(file.stem, sha256_of(file))
+    if folder.exists() and not folder.is_dir():
+        raise UserError(f"--output {folder}: is a file; name a folder")
+    # A folder of the user's own needs no lock, so that a text can be read while the run goes on training.
+    with nullcontext() if output else run.lock():
+        progress.describe("loading the base")
+        ensemble = _ensemble(run, config)
+        progress.describe(f"reading {file.name}")
+        spelled = [ensemble.encoder.spell(text) for text in texts]
+        found = _read(run, config, ensemble, spelled, members, progress)
+        if not found.predicted.any():
+            raise UserError(f"{file}: holds one token alone, with nothing before it to predict it from; give more text")
+        about = {"file": file.name, "sha256": sha256_of(file), "texts": len(texts)}
+        found = replace(found, epoch=epoch, method=METHOD if epoch else BASE)
+        found = replace(found, metadata={**_metadata(run, config), "text": about, "window": _limit(ensemble, config)})
+        page = heatmap.build(found, run=config.name, file=file.name, facts=_facts(run, config, ensemble, found, file))
+        paths = (folder / "tokens.parquet", folder / "index.html")
+        for path, content in zip(paths, (tokens.to_parquet(found), page.encode()), strict=True):
+            _write(run, path, content, in_run=output is None)
+    return Reading(found, *paths)
+
+
+def texts_of(file: Path) -> list[Text]:
+    """Read a file of text as it stands, or the `{"text": ...}` rows of a .jsonl file.
+
+    Raises:
+        UserError: there is no such file, it is empty or no text, or a row is broken.
+    """
+    if file.suffix == ".jsonl":
+        return read_texts(file)
+    if not file.is_file():
+        raise UserError(f"{file}: there is no such file; mend the path")
+    try:
+        # A mark of the byte order is none of the text; line breaks stay as they are.
+        text = file.read_bytes().decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise UserError(f"{file}: not UTF-8 text ({error.reason} at byte {error.start}); save it as UTF-8") from None
+    except OSError as error:
+        raise UserError(f"{file}: cannot be read ({error.strerror or error})") from None
+    if "\0" in text:
+        raise UserError(f"{file}: holds binary data (a zero byte), not text; give a text file")
+    if not text:
+        raise UserError(f"{file}: is empty; write some text into it")
+    return [Text(file.name, text)]
+
+
+def _write(run: RunFolder, path: Path, content: bytes, in_run: bool) -> None:
+    if in_run:
+        run.write(path, content)
+        return
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(path, content)
+    except OSError as error:
+        raise EnvironmentFault(f"{path}: cannot be written ({error.strerror or error})") from error
+
+
+def _facts(run: RunFolder, config: Config, ensemble: Ensemble, found: Tokens, file: Path) -> dict[str, str]:
+    """Return the page's table: what was read, by whom, and how."""
+    limit = _limit(ensemble, config)
+    window = "The whole text at once."
+    if limit is not None:
+        window = (
+            f"At most {limit:,} tokens at once. A longer text is read in windows of so many, each beginning with half "
+            "a window of tokens that were predicted already: every token is predicted once, those beyond the first "
+            "window from half a window of context at least."
+        )
+    return {
+        "Text": f"{file.name} (sha256 {found.metadata['text']['sha256']})",
+        "Run": str(run.path),
+        "Base": f"{config.base.model} (sha256 {found.metadata['base']['sha256']})",
+        "Members": ", ".join(map(str, found.members)) + f", epoch {found.epoch}" if found.epoch else "none: the base",
+        "Context": window,
+        "Numbers": "tokens.parquet, beside this page: one row a token",
+    }
+
+
+# ---- solved questions -----------------------------------------------------------------------------------------------
+
+
+def evaluate(
+    run: RunFolder,
+    datasets: Sequence[str] = (),
+    epochs: Sequence[int] | None = None,
+    *,
+    data_dir: Path | None = None,
+    progress: Progress | None = None,
+) -> list[Tokens]:
+    """Read data sets' questions with their right answers, token by token; what is there already is not read again.
+
+    Args:
+        run: a trained run.
+        datasets: names; by default the config's test and out-of-domain sets. Questions without an answer are left out.
+        epochs: 0 (the base) to E; by default the base and the last.
+        data_dir: a folder with originally released data files, for sets that the run does not hold yet.
+        progress: advanced by one a member and question.
+
+    Returns:
+        The tables of RUN/tokens, a set's epochs together.
+
+    Raises:
+        UserError: an epoch or a set does not exist, the epoch is not trained, or a set has no answers.
+        EnvironmentFault: the run is locked, or a file is damaged or cannot be written.
+    """
+    config, progress = run.config(), progress or Progress(quiet=True)
+    epochs = (0, config.training.epochs) if epochs is None else epochs
+    names = [
+        DatasetName.parse(text) for text in dict.fromkeys(datasets or (*config.data.test, *config.data.out_of_domain))
+    ]
+    if not names:
+        raise UserError(f"{run.path}: its config names no data.test; name a set with --dataset")
+    found, ensemble = [], None
+    with run.lock():
+        answering = {epoch: _members_at(run, config, epoch) for epoch in epochs}
+        for name in names:
+            questions = [q for q in questions_of(run, config, name, data_dir) if q.answer is not None]
+            if not questions:
+                raise UserError(f"{name.written}: no question of it has an answer to read; name another with --dataset")
+            for epoch, members in answering.items():
+                method = METHOD if epoch else BASE
+                file = run.tokens(name.folder, name.file, method, epoch)
+                inputs = _inputs(run, config, members, questions)
+                if run.whole(file) and json.loads(pq.read_schema(file).metadata[b"ripieno"])["inputs"] == inputs:
+                    found.append(tokens.read_parquet(file))
+                    continue
+                ensemble = ensemble or _ensemble(run, config, few_shot=True, data_dir=data_dir)
+                progress.describe(f"reading {name.written}, " + (f"epoch {epoch}" if epoch else "the base"))
+                limits = config.evaluation.max_tokens, config.evaluation.too_long
+                solved, dropped = ensemble.encoder.solved(questions, *limits)
+                if not solved:
+                    raise UserError(f"{name.written}: every question is over evaluation.max_tokens")
+                made = _read(run, config, ensemble, solved, members, progress)
+                about = {"inputs": inputs, "too_long": [question.id for question in dropped]}
+                made = replace(made, dataset=name.dataset, split=name.split, epoch=epoch, method=method)
+                run.write(file, tokens.to_parquet(replace(made, metadata={**_metadata(run, config), **about})))
+                found.append(tokens.read_parquet(file))
+    return found
+
+
+def measure(found: Tokens) -> list[Measured]:
+    """Return loss and calibration over all tokens of solved questions, and over their answers' tokens alone.
+
+    Calibration is that of the next token: its confidence is the probability of the likeliest one.
+    """
+    assert found.answer is not None
+    measured = []
+    for what, rows in (("all tokens", found.predicted), ("answers alone", found.predicted & found.answer)):
+        ece = measures.ece(found.confidence[rows], found.correct[rows].astype(np.float64))
+        measured.append(Measured(what, tokens.summarise(found, rows), ece))
+    return measured
+
+
+def _inputs(run: RunFolder, config: Config, members: dict[int, int], questions: Sequence[Question]) -> str:
+    """Return a sha256 of all that decides a file of tokens."""
+    adapters = {member: sha256_of(run.adapter_files(member, at)[1]) for member, at in members.items()}
+    asked = hashlib.sha256(questions_to_parquet(questions)).hexdigest()
+    how = [config.base.dtype, config.adapter.model_dump(mode="json"), config.prompt.model_dump(mode="json")]
+    limits = [config.evaluation.max_tokens, config.evaluation.too_long]
+    content = [run.manifest()["base_sha256"], how, limits, adapters, asked]
+    return hashlib.sha256(json.dumps(content).encode()).hexdigest()
+
+
+# ---- both -----------------------------------------------------------------------------------------------------------
+
+
+def _members_at(run: RunFolder, config: Config, epoch: int) -> dict[int, int]:
+    """Return which epoch's adapter each member reads with; none at epoch 0, the base.
+
+    Raises:
+        UserError: there is no such epoch, or it is not trained.
+    """
+    last = config.training.epochs
+    if not 0 <= epoch <= last:
+        raise UserError(f"--epoch: {run.path} has epochs 0 (the base) to {last}")
+    members = adapter_epochs(run, range(config.training.members), epoch) if epoch else {}
+    if epoch and not members:
+        raise UserError(f"{run.path}: no member is left at epoch {epoch}; their training failed, see status")
+    for member, at in members.items():
+        require_adapter(run, member, at)
+    return members
+
+
+def _ensemble(run: RunFolder, config: Config, few_shot: bool = False, data_dir: Path | None = None) -> Ensemble:
+    backbone = load_base(run, config.base, config.compute)
+    pool = few_shot_pool(config.prompt, config.data, data_dir) if few_shot else []
+    members = range(config.training.members)
+    return Ensemble.assemble(backbone, config.adapter, members, config.prompt, config.evaluation, config.compute, pool)
+
+
+def _read(
+    run: RunFolder,
+    config: Config,
+    ensemble: Ensemble,
+    texts: Sequence[SpelledText],
+    members: dict[int, int],
+    progress: Progress,
+) -> Tokens:
+    for member, at in members.items():
+        ensemble.stack.load_peft(member, run.adapter(member, at))
+    limit = _limit(ensemble, config)
+    return reading.read(ensemble.engine, list(members), texts, limit, ensemble.members_per_pass, progress)
+
+
+def _limit(ensemble: Ensemble, config: Config) -> int | None:
+    """Return how many tokens are read at once: as many as the base takes, or fewer by evaluation.max_tokens."""
+    limits = (ensemble.engine.backbone.limit, config.evaluation.max_tokens)
+    return min((limit for limit in limits if limit is not None), default=None)
+
+
+def _metadata(run: RunFolder, config: Config) -> dict[str, Any]:
+    template = TEMPLATES[config.prompt.template]
+    return {
+        "config_hash": config.hash(),
+        "base": {"model": config.base.model, "sha256": run.manifest()["base_sha256"]},
+        "template": {"name": template.name, "version": template.version},
+    }

@@ -1,0 +1,125 @@
+"""An analysis as lines of text, for a terminal."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+from ripieno.measures.table import Analysis, Comparison, Row
+
+FEW = ("accuracy", "nll", "ece")  # what a reader wants first
+
+
+def summary(analysis: Analysis, method: str) -> Iterator[str]:
+    """Yield a few numbers a data set: the base, the mean member and the ensemble at its last epoch, and what holds."""
+    rows = [row for row in analysis.rows if row.pooling == "prob" and row.variant is None and row.against is None]
+    last = max(row.epoch for row in rows)
+    # The base is one member, so its row as an ensemble is its own.
+    answerers = (
+        ("base", ("base", 0, "ensemble")),
+        ("mean member", (method, last, "members_mean")),
+        ("ensemble", (method, last, "ensemble")),
+    )
+    for dataset, split in dict.fromkeys((row.dataset, row.split) for row in rows):
+        yield _name(dataset, split)
+        yield f"  {'':<16}{'accuracy':>9}{'NLL':>8}{'ECE':>8}"
+        for name, key in answerers:
+            values = {
+                row.measure: row.value
+                for row in rows
+                if (row.dataset, row.split, row.method, row.epoch, row.who) == (dataset, split, *key)
+            }
+            cells = ["-" if values.get(measure) is None else f"{values[measure]:.3f}" for measure in FEW]
+            yield f"  {name:<16}{cells[0]:>9}{cells[1]:>8}{cells[2]:>8}"
+        for c in analysis.comparisons:
+            if (c.dataset, c.split, c.measure, c.first) == (dataset, split, "nll", method):
+                yield f"  ensemble's NLL less that of {c.second}: {c.difference:+.3f} [{c.low:+.3f}, {c.high:+.3f}]"
+    yield from _apart(analysis.rows, method, last)
+
+
+def every_row(analysis: Analysis) -> Iterator[str]:
+    """Yield every row in words: a block a data set, method and epoch, of whom and in which variant."""
+    block: object = None
+    for row in analysis.rows:
+        head = (row.dataset, row.split, row.method, row.epoch, row.who, row.pooling, row.variant, row.against)
+        if head != block:
+            if block is not None:
+                yield ""
+            yield _heading(row)
+            block = head
+        if row.value is None:
+            yield f"  {row.measure:<32}{'-':>10}  ({row.reason})"
+        else:
+            interval = "" if row.low is None or row.high is None else f"  [{row.low:.4f}, {row.high:.4f}]"
+            yield f"  {row.measure:<32}{row.value:>10.4f}{interval}"
+    if analysis.comparisons:
+        yield ""
+        yield "Paired differences on the same questions (p: corrected for all of a data set, Holm)"
+    for c in analysis.comparisons:
+        yield (
+            f"  {_name(c.dataset, c.split)}  {c.measure}: {c.first} less {c.second} "
+            f"{c.difference:+.4f} [{c.low:+.4f}, {c.high:+.4f}], p = {c.p_holm:.3g}"
+        )
+
+
+def before_and_after(rows: Sequence[Row], method: str, epoch: int) -> Iterator[str]:
+    """Yield the measures that a temperature moves, before and after it, a line a data set and measure."""
+    own = [row for row in rows if (row.method, row.epoch, row.who, row.pooling) == (method, epoch, "ensemble", "prob")]
+    for dataset, split in dict.fromkeys((row.dataset, row.split) for row in own):
+        of_set = [row for row in own if (row.dataset, row.split) == (dataset, split)]
+        values = {(row.measure, row.variant): row.value for row in of_set}
+        cells = []
+        for measure in ("nll", "brier", "ece", "mean_confidence", "mutual_information"):
+            before, after = values.get((measure, None)), values.get((measure, "temperature"))
+            if before is not None and after is not None:
+                cells.append(f"{measure.replace('_', ' ')} {before:.3f} -> {after:.3f}")
+        if cells:
+            yield f"  {_name(dataset, split)}: {', '.join(cells)}"
+
+
+def compared(comparisons: Sequence[Comparison]) -> Iterator[str]:
+    """Yield the paired differences of two runs, a line a data set and measure."""
+    yield f"{comparisons[0].first} less {comparisons[0].second} (p: corrected for all of a data set)"
+    for c in comparisons:
+        better = c.difference > 0 if c.measure.startswith(("accuracy", "error_auroc")) else c.difference < 0
+        said = "not told apart" if c.p_holm > 0.05 else f"{c.first if better else c.second} is better"
+        yield (
+            f"  {_name(c.dataset, c.split)}  {c.measure}: {c.difference:+.3f} [{c.low:+.3f}, {c.high:+.3f}], "
+            f"p = {c.p_holm:.2g}: {said}"
+        )
+
+
+def _apart(rows: Sequence[Row], method: str, epoch: int) -> Iterator[str]:
+    """Yield how well foreign sets are told from the familiar ones, with as many choices in both."""
+    wanted = ("entropy", "mi", "confidence", "prompt_length", "perplexity", "mahalanobis")
+    found: dict[tuple[str, str], dict[str, Row]] = {}
+    for row in rows:
+        own = (row.method, row.epoch, row.variant) == (method, epoch, "k_matched")
+        if own and row.against and row.measure.startswith("ood_auroc_"):
+            pair = (_name(row.dataset, row.split), row.against)
+            found.setdefault(pair, {})[row.measure.removeprefix("ood_auroc_")] = row
+    if found:
+        yield "Told from the familiar questions, with as many choices in both (AUROC; 0.5: not at all)"
+    for (name, against), of in found.items():
+        cells = [f"{score.replace('_', ' ')} {of[score].value:.2f}" for score in wanted if _known(of, score)]
+        reason = next(iter(of.values())).reason  # the entropy's: without it there is nothing
+        yield f"  {name} from {against}: {', '.join(cells) or f'not known: {reason}'}"
+
+
+def _known(of: dict[str, Row], score: str) -> bool:
+    return score in of and of[score].value is not None
+
+
+def _heading(row: Row) -> str:
+    who = {"ensemble": "ensemble", "members_mean": "mean member"}.get(str(row.who), f"member {row.who}")
+    parts = [_name(row.dataset, row.split), f"{row.method} epoch {row.epoch}", f"{who}, n = {row.n}"]
+    if row.pooling == "logit":
+        parts.append("pooled by the mean of logits")
+    if row.variant:
+        parts.append(row.variant.replace("_", " "))
+    if row.against:
+        parts.append(f"against {row.against}")
+    return " · ".join(parts)
+
+
+def _name(dataset: str, split: str) -> str:
+    return f"{dataset}/{split}" if split else dataset

@@ -1,0 +1,156 @@
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from itertools import pairwise
+
+import numpy as np
+import pytest
+from populations import from_probs, log_softmax, predictions_of, random_predictions, rounding
+
+from ripieno import measures
+from ripieno.measures import About, SizePoint, by_members, enough_members
+from ripieno.measures.ensemble_size import MOST_SUBSETS
+from ripieno.predictions import Predictions
+
+OF_ALL = ("mean_confidence", "predictive_entropy", "mutual_information", "disagreement")
+MEASURES = ("accuracy", "nll", "brier", *OF_ALL, "ece", "error_auroc_confidence")
+
+
+def exchangeable(members: int, questions: int, choices: int, seed: int = 0) -> Predictions:
+    rng = np.random.default_rng(seed)
+    logits = 1.5 * rng.normal(size=(questions, choices)) + rng.normal(size=(members, questions, choices))
+    mask = np.ones((questions, choices), dtype=bool)
+    targets = (logits.mean(axis=0) + rng.normal(size=(questions, choices))).argmax(axis=1)
+    return predictions_of(log_softmax(logits, mask), mask, targets)
+
+
+def course(points: list[SizePoint], measure: str) -> list[SizePoint]:
+    return [point for point in points if point.measure == measure]
+
+
+def test_with_all_members_it_is_the_analysis_and_with_one_the_mean_member():
+    p = random_predictions(4, 60, 5)
+    points, rows = by_members(p), measures.analyze([p])
+    of = {(r.who, r.measure): r for r in rows if r.pooling == "prob"}
+    bound = rounding(4 * 60 * 5, 10.0)
+    for measure in MEASURES:
+        last, first = course(points, measure)[-1], course(points, measure)[0]
+        row = of["ensemble", measure]
+        assert last.value == pytest.approx(row.value, abs=bound), measure
+        assert (last.members, last.subsets, last.n) == (4, 1, row.n)
+        if measure not in ("ece", "error_auroc_confidence"):
+            assert (last.low, last.high) == pytest.approx((row.low, row.high), abs=bound), measure
+        if ("members_mean", measure) in of:
+            assert first.value == pytest.approx(of["members_mean", measure].value, abs=bound), measure
+    assert course(points, "mutual_information")[0].value == 0.0
+    assert course(points, "disagreement")[0].value == 0.0
+
+
+def test_the_mean_over_subsets_by_hand():
+    p = from_probs([[[0.9, 0.1]], [[0.6, 0.4]], [[0.2, 0.8]]], [0], epoch=2)
+    points = by_members(p)
+    assert [(c.members, c.subsets) for c in course(points, "accuracy")] == [(1, 3), (2, 3), (3, 1)]
+    values = {(c.measure, c.members): c.value for c in points}
+    # Pairs: (.75, .25), (.55, .45), (.4, .6).
+    assert values["accuracy", 1] == pytest.approx(2 / 3)
+    assert values["accuracy", 2] == pytest.approx(2 / 3)
+    assert values["accuracy", 3] == 1.0
+    assert values["nll", 2] == pytest.approx(-(math.log(0.75) + math.log(0.55) + math.log(0.4)) / 3)
+    assert values["mean_confidence", 2] == pytest.approx((0.75 + 0.55 + 0.6) / 3)
+    assert values["ece", 2] == pytest.approx((0.25 + 0.45 + 0.6) / 3)
+    assert ("error_auroc_confidence", 3) not in values  # the only answer is right
+    # One question says nothing of others.
+    assert {(c.low, c.high, c.gain_low, c.gain_high) for c in points} == {(None, None, None, None)}
+    assert {(c.dataset, c.split, c.method, c.epoch, c.n) for c in points} == {("set", "test", "ensemble", 2, 1)}
+
+
+def test_points_come_by_measure_then_size_with_gains():
+    points = by_members(random_predictions(3, 40, 4))
+    assert [(c.measure, c.members) for c in points] == [(measure, m) for measure in MEASURES for m in (1, 2, 3)]
+    for before, after in pairwise(points):
+        if after.members == 1:
+            assert (after.gain, after.gain_low, after.gain_high) == (None, None, None)
+            continue
+        assert after.gain == after.value - before.value
+        if after.measure not in ("ece", "error_auroc_confidence"):
+            assert after.low <= after.value <= after.high
+            assert after.gain_low <= after.gain <= after.gain_high
+        else:
+            assert (after.low, after.high, after.gain_low, after.gain_high) == (None, None, None, None)
+
+
+def test_mutual_information_grows_with_the_members_and_exchangeable_subsets_are_alike():
+    p = exchangeable(8, 400, 4)
+    points = by_members(p)
+    found = [c.value for c in course(points, "mutual_information")]
+    assert all(np.diff(found) > 0)
+    # Each subset of 3 estimates the same value; the mean of all lies within the noise of the questions of any.
+    for subset in ([0, 1, 2], [5, 6, 7]):
+        u = measures.mutual_information(p.probs[subset])
+        noise = 4 * float(u.std()) / math.sqrt(len(u))
+        assert found[2] == pytest.approx(float(u.mean()), abs=noise)
+
+
+def test_many_subsets_are_drawn_by_the_seed_and_differ():
+    p = exchangeable(8, 20, 3)
+    points = by_members(p, resamples=20)
+    expected = [min(math.comb(8, m), MOST_SUBSETS) for m in range(1, 9)]
+    assert [c.subsets for c in course(points, "nll")] == expected
+    assert by_members(p, resamples=20) == points
+    other = by_members(p, resamples=20, seed=1)
+    assert course(other, "nll")[3].value != course(points, "nll")[3].value
+    assert course(other, "nll")[0].value == course(points, "nll")[0].value
+
+
+def test_gains_are_paired():
+    # What makes questions hard moves each size alike: gains are far surer than values.
+    p = exchangeable(5, 300, 4)
+    for point in course(by_members(p), "nll")[1:]:
+        assert point.gain_high - point.gain_low < 0.3 * (point.high - point.low)
+
+
+def test_what_is_not_known_is_left_out():
+    unlabelled = random_predictions(3, 20, 4, targets=np.full(20, -1))
+    assert [c.measure for c in by_members(unlabelled) if c.members == 1] == list(OF_ALL)
+    assert by_members(unlabelled.select(np.arange(0))) == []
+    impossible = from_probs([[[1.0, 0.0], [0.5, 0.5]], [[0.5, 0.5]] * 2], [1, 0])
+    assert "nll" not in {c.measure for c in by_members(impossible)}
+    partly = random_predictions(2, 20, 4)
+    partly = replace(partly, targets=np.where(np.arange(20) < 5, partly.targets, -1))
+    assert {c.measure: c.n for c in by_members(partly)}["nll"] == 5
+    assert {c.measure: c.n for c in by_members(partly)}["disagreement"] == 20
+
+
+def test_questions_of_one_passage_are_drawn_together():
+    p = exchangeable(2, 40, 3)
+    halves, one = ([f"passage {n // size}" for n in range(40)] for size in (20, 40))
+    apart, together, single = (
+        course(by_members(p, a), "nll")[0]
+        for a in (None, About(p.question_ids, passages=halves), About(p.question_ids, passages=one))
+    )
+    assert (apart.low, apart.high) != (together.low, together.high)
+    assert (single.value, single.low, single.high) == (apart.value, None, None)
+
+
+def points_of(*gains: tuple[float, float]) -> list[SizePoint]:
+    where = ("set", "test", "ensemble", 1, "nll")
+    first = SizePoint(*where, 1, 1, 1.0, 0.9, 1.1, None, None, None, 10)
+    rest = [SizePoint(*where, m, 1, 1.0, 0.9, 1.1, 0.0, *gain, 10) for m, gain in enumerate(gains, start=2)]
+    return [first, *rest]
+
+
+def test_enough_members_is_the_size_before_the_first_gain_within_the_noise():
+    assert enough_members(points_of((-0.2, -0.1), (-0.1, -0.01), (-0.05, 0.02), (-0.03, 0.01))) == 3
+    assert enough_members(points_of((-0.2, 0.1), (-0.1, -0.01))) == 1
+    assert enough_members(points_of((0.0, 0.0))) == 1
+    assert enough_members(points_of((-0.2, -0.1), (-0.1, -0.01))) is None
+    assert enough_members(list(reversed(points_of((-0.2, -0.1), (-0.1, 0.1))))) == 2
+    assert enough_members(points_of()) is None
+    assert enough_members([]) is None
+
+
+def test_equal_members_are_one_too_many():
+    one = exchangeable(1, 50, 3)
+    copies = replace(one, log_probs=np.repeat(one.log_probs, 4, axis=0), members=(0, 1, 2, 3))
+    assert enough_members(course(by_members(copies), "accuracy")) == 1
