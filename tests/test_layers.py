@@ -20,6 +20,7 @@ LAYERS = (
     "launching",
     "experiment",
     "reading",
+    "prompt_features",
     "ensemble",
     "methods",
     "training",
@@ -27,6 +28,7 @@ LAYERS = (
     # ---- no torch from here down ----
     "report",
     "measures",
+    "provenance",
     "data",
     "runs",
     "arrays",

@@ -226,6 +226,11 @@ def require_adapter(run: RunFolder, member: int, epoch: int) -> None:
     )
 
 
+def evaluated_sets(config: Config) -> list[DatasetName]:
+    """Return the names of the test and out-of-domain sets, each once."""
+    return [DatasetName.parse(text) for text in dict.fromkeys((*config.data.test, *config.data.out_of_domain))]
+
+
 def questions_of(run: RunFolder, config: Config, name: DatasetName, data_dir: Path | None) -> list[Question]:
     """Return a set's questions: the run's own copy, or newly read, without those that the members trained on."""
     file = run.questions(name.folder, name.file)

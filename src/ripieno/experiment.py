@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cache
 from importlib import resources
@@ -16,30 +16,37 @@ import pyarrow.parquet as pq
 import torch
 
 from ripieno import config as configs
-from ripieno import features, measures, predictions
-from ripieno.config import Config, Evaluation, TooLong
+from ripieno import measures, predictions, provenance
+from ripieno.config import Config, Evaluation
 from ripieno.data import splits
 from ripieno.data.matching import Matched, match_questions
 from ripieno.data.prompts import TEMPLATES
-from ripieno.data.question import Question, Text, content_key, questions_to_parquet, read_questions
+from ripieno.data.question import Question, Text, content_key, questions_to_parquet
 from ripieno.data.splits import DatasetName, Roles
-from ripieno.ensemble import Ensemble, decide, device_of, few_shot_pool, load_base, questions_of, require_adapter
-from ripieno.errors import EnvironmentFault, UserError
-from ripieno.features import Features
+from ripieno.ensemble import (
+    Ensemble,
+    decide,
+    device_of,
+    evaluated_sets,
+    few_shot_pool,
+    load_base,
+    questions_of,
+    require_adapter,
+)
+from ripieno.errors import UserError
 from ripieno.model import backbone as backbones
 from ripieno.model.adapters import default_targets
 from ripieno.model.backbone import Backbone
-from ripieno.model.features import read_prompts
 from ripieno.model.prediction import Asked
 from ripieno.predictions import Predictions
 from ripieno.progress import TRAINING_COST, Progress
+from ripieno.prompt_features import TRAINING_FEATURES, make_features
 from ripieno.report.run import report
-from ripieno.runs import BASE, METHOD, RunFolder, adapter_epochs, sha256_of
+from ripieno.runs import BASE, METHOD, RunFolder, adapter_epochs
 from ripieno.training.loop import Examples, Trainer
 
 # Of a config's `evaluation`: what else is stored, moving no prediction.
 EXTRAS = {"fixed_letters", "store_top", "unconditional"}
-TRAINING_FEATURES = 2000  # questions of a training set whose features are kept: enough to fit a covariance to
 
 
 # ---- train ----------------------------------------------------------------------------------------------------------
@@ -260,10 +267,10 @@ def evaluate(
             if job.choices is not None:
                 left_out = {"fewer_choices": matched.fewer_choices, "no_answer": matched.no_answer}
                 about |= {"choices": job.choices, "choices_left_out": left_out}
-            p = replace(p, metadata={**_metadata(run, config), **about, **p.metadata})
+            p = replace(p, metadata={**provenance.metadata(run, config), **about, **p.metadata})
             run.write(job.file, predictions.to_parquet(p))
         if not datasets and choices is None:
-            _make_features(run, config, sets, ensemble, progress)
+            make_features(run, config, sets, ensemble, progress)
     return [job.file for job in jobs]
 
 
@@ -294,16 +301,11 @@ def _jobs(
     return jobs
 
 
-def _evaluated(config: Config) -> list[DatasetName]:
-    """Return the names of the test and out-of-domain sets, each once."""
-    return [DatasetName.parse(text) for text in dict.fromkeys((*config.data.test, *config.data.out_of_domain))]
-
-
 def _matched_jobs(
     run: RunFolder, config: Config, jobs: Sequence[Job], sets: Mapping[DatasetName, Sequence[Question]]
 ) -> list[Job]:
     """Return the jobs of asking again with as many choices as the fewest: of the base and of the last epoch."""
-    names = _evaluated(config)
+    names = evaluated_sets(config)
     fewest = common_choices(config, {name: questions for name, questions in sets.items() if name in names})
     matched = []
     for job in jobs:
@@ -367,24 +369,9 @@ def _answer(
 
 def _inputs(run: RunFolder, config: Config, job: Job, questions: Sequence[Question]) -> str:
     """Return a sha256 of all that decides a file of predictions."""
-    adapters = {member: sha256_of(run.adapter_files(member, at)[1]) for member, at in job.members.items()}
-    asked = hashlib.sha256(questions_to_parquet(questions)).hexdigest()
     parts = (config.adapter, config.prompt, config.evaluation)
     how = [config.base.dtype, *(part.model_dump(mode="json", exclude=EXTRAS) for part in parts)]
-    content = [run.manifest()["base_sha256"], how, adapters, asked]
-    return hashlib.sha256(json.dumps(content).encode()).hexdigest()
-
-
-def _metadata(run: RunFolder, config: Config) -> dict[str, Any]:
-    template = TEMPLATES[config.prompt.template]
-    rule = {"normalisation": config.prompt.normalisation, "terminator": config.prompt.terminator}
-    return {
-        "config_hash": config.hash(),
-        "base": {"model": config.base.model, "sha256": run.manifest()["base_sha256"]},
-        "template": {"name": template.name, "version": template.version},
-        "scoring": {"rule": "letters"} if template.letters else {"rule": "text", **rule},
-        **({"labels": config.data.labels} if config.data.labels else {}),
-    }
+    return provenance.inputs(run, how, questions, job.members)
 
 
 def _holds(file: Path, inputs: str, evaluation: Evaluation) -> bool:
@@ -395,92 +382,6 @@ def _holds(file: Path, inputs: str, evaluation: Evaluation) -> bool:
     unconditional = stored.unconditional or not evaluation.unconditional
     extras = letters and unconditional and evaluation.store_top in (None, stored.store_top)
     return header["inputs"] == inputs and extras
-
-
-@dataclass(frozen=True)
-class PromptSet:
-    """A data set whose prompts the base reads: the questions taken of those available, and how long they may be."""
-
-    name: DatasetName
-    questions: Sequence[Question]
-    available: int
-    max_tokens: int | None
-    too_long: TooLong
-
-
-def _make_features(
-    run: RunFolder,
-    config: Config,
-    sets: Mapping[DatasetName, Sequence[Question]],
-    ensemble: Callable[[], Ensemble],
-    progress: Progress,
-) -> None:
-    """Write what the base alone computes on the prompts of the test, out-of-domain and training sets."""
-    for prompt_set in _prompt_sets(run, config, sets):
-        name, questions = prompt_set.name, prompt_set.questions
-        file, inputs = run.features(name.folder, name.file), _prompt_inputs(run, config, prompt_set)
-        if run.whole(file) and json.loads(pq.read_schema(file).metadata[b"ripieno"])["inputs"] == inputs:
-            progress.advance(len(questions))
-            continue
-        progress.describe(f"reading the prompts of {name.written}")
-        engine, encoder = ensemble().engine, ensemble().encoder
-        if engine.backbone.model.get_output_embeddings() is None:
-            progress.say(f"{config.base.model}: its class names no output layer, so no features of prompts are kept")
-            return
-        start = time.perf_counter()
-        trees, dropped = encoder.trees(questions, prompt_set.max_tokens, prompt_set.too_long)
-        if not trees:
-            continue
-        prompts = read_prompts(engine, trees, progress)
-        seconds = time.perf_counter() - start
-        left_out = {question.id for question in dropped}
-        ids = tuple(question.id for question in questions if question.id not in left_out)
-        counts = {"available": prompt_set.available, "taken": len(questions), "too_long": sorted(left_out)}
-        metadata = {**_metadata(run, config), "inputs": inputs, "questions": counts}
-        made = Features(name.dataset, name.split, ids, prompts.tokens, prompts.nll, prompts.hidden, metadata)
-        run.write(file, features.to_parquet(made))
-        line = {"what": "features", "dataset": name.written, "questions": len(ids), "seconds": seconds}
-        run.append("timing.jsonl", line)
-
-
-def _prompt_sets(run: RunFolder, config: Config, sets: Mapping[DatasetName, Sequence[Question]]) -> Iterator[PromptSet]:
-    evaluation, training = config.evaluation, config.training
-    for name in _evaluated(config):
-        yield PromptSet(name, sets[name], len(sets[name]), evaluation.max_tokens, evaluation.too_long)
-    # Under next_token the right answer alone had to fit, here the longest choice has to: what does not is left out.
-    shortened = training.too_long == "shorten_context" and training.loss != "next_token"
-    too_long: TooLong = "shorten_context" if shortened else "drop"
-    for name in map(DatasetName.parse, dict.fromkeys(config.data.train)):
-        questions = _trained_on(run, name)
-        if questions:
-            yield PromptSet(name, first_by_content(questions), len(questions), training.max_tokens, too_long)
-
-
-def _prompt_inputs(run: RunFolder, config: Config, prompt_set: PromptSet) -> str:
-    """Return a sha256 of all that decides a file of features."""
-    asked = hashlib.sha256(questions_to_parquet(prompt_set.questions)).hexdigest()
-    how = [config.base.dtype, config.prompt.model_dump(mode="json"), prompt_set.max_tokens, prompt_set.too_long]
-    content = json.dumps([run.manifest()["base_sha256"], how, asked])
-    return hashlib.sha256(content.encode()).hexdigest()
-
-
-def _trained_on(run: RunFolder, name: DatasetName) -> list[Question]:
-    """Return a training set's questions as the run keeps them; none of a set of running text."""
-    file = run.questions(name.folder, name.file)
-    if run.whole(file):
-        return read_questions(file)
-    if file.relative_to(run.path).as_posix() in {line["path"] for line in run.lines("checksums.jsonl")}:
-        raise EnvironmentFault(f"{file}: missing or damaged; `ripieno train` with the run's config writes it again")
-    return []
-
-
-def first_by_content(questions: Sequence[Question]) -> list[Question]:
-    """Return at most the first `TRAINING_FEATURES` questions by the hash of their content, whatever their order."""
-
-    def place(question: Question) -> tuple[bytes, str]:
-        return hashlib.sha256(content_key(question).encode()).digest(), question.id
-
-    return sorted(questions, key=place)[:TRAINING_FEATURES]
 
 
 def _assemble(config: Config, backbone: Backbone, members: Sequence[int], data_dir: Path | None = None) -> Ensemble:

@@ -2,23 +2,20 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
 
-from ripieno import measures, tokens
+from ripieno import measures, provenance, tokens
 from ripieno.config import Config
-from ripieno.data.prompts import TEMPLATES
-from ripieno.data.question import Question, Text, questions_to_parquet, read_texts
+from ripieno.data.question import Question, Text, read_texts
 from ripieno.data.splits import DatasetName
-from ripieno.ensemble import Ensemble, few_shot_pool, load_base, questions_of, require_adapter
+from ripieno.ensemble import Ensemble, evaluated_sets, few_shot_pool, load_base, questions_of, require_adapter
 from ripieno.errors import EnvironmentFault, UserError
 from ripieno.model import reading
 from ripieno.model.trees import SpelledText
@@ -88,9 +85,9 @@ def read(
         found = _read(run, config, ensemble, spelled, members, progress)
         if not found.predicted.any():
             raise UserError(f"{file}: holds one token alone, with nothing before it to predict it from; give more text")
-        about = {"file": file.name, "sha256": sha256_of(file), "texts": len(texts)}
-        found = replace(found, epoch=epoch, method=METHOD if epoch else BASE)
-        found = replace(found, metadata={**_metadata(run, config), "text": about, "window": _limit(ensemble, config)})
+        text = {"file": file.name, "sha256": sha256_of(file), "texts": len(texts)}
+        about = {**provenance.metadata(run, config), "text": text, "window": _limit(ensemble, config)}
+        found = replace(found, epoch=epoch, method=METHOD if epoch else BASE, metadata=about)
         page = heatmap.build(found, run=config.name, file=file.name, facts=_facts(run, config, ensemble, found, file))
         paths = (folder / "tokens.parquet", folder / "index.html")
         for path, content in zip(paths, (tokens.to_parquet(found), page.encode()), strict=True):
@@ -182,9 +179,7 @@ def evaluate(
     """
     config, progress = run.config(), progress or Progress(quiet=True)
     epochs = (0, config.training.epochs) if epochs is None else epochs
-    names = [
-        DatasetName.parse(text) for text in dict.fromkeys(datasets or (*config.data.test, *config.data.out_of_domain))
-    ]
+    names = [DatasetName.parse(text) for text in dict.fromkeys(datasets)] or evaluated_sets(config)
     if not names:
         raise UserError(f"{run.path}: its config names no data.test; name a set with --dataset")
     found, ensemble = [], None
@@ -209,8 +204,9 @@ def evaluate(
                     raise UserError(f"{name.written}: every question is over evaluation.max_tokens")
                 made = _read(run, config, ensemble, solved, members, progress)
                 about = {"inputs": inputs, "too_long": [question.id for question in dropped]}
-                made = replace(made, dataset=name.dataset, split=name.split, epoch=epoch, method=method)
-                run.write(file, tokens.to_parquet(replace(made, metadata={**_metadata(run, config), **about})))
+                about = {**provenance.metadata(run, config), **about}
+                made = replace(made, dataset=name.dataset, split=name.split, epoch=epoch, method=method, metadata=about)
+                run.write(file, tokens.to_parquet(made))
                 found.append(tokens.read_parquet(file))
     return found
 
@@ -230,12 +226,9 @@ def measure(found: Tokens) -> list[Measured]:
 
 def _inputs(run: RunFolder, config: Config, members: dict[int, int], questions: Sequence[Question]) -> str:
     """Return a sha256 of all that decides a file of tokens."""
-    adapters = {member: sha256_of(run.adapter_files(member, at)[1]) for member, at in members.items()}
-    asked = hashlib.sha256(questions_to_parquet(questions)).hexdigest()
-    how = [config.base.dtype, config.adapter.model_dump(mode="json"), config.prompt.model_dump(mode="json")]
-    limits = [config.evaluation.max_tokens, config.evaluation.too_long]
-    content = [run.manifest()["base_sha256"], how, limits, adapters, asked]
-    return hashlib.sha256(json.dumps(content).encode()).hexdigest()
+    parts = [config.adapter.model_dump(mode="json"), config.prompt.model_dump(mode="json")]
+    how = [config.base.dtype, *parts, config.evaluation.max_tokens, config.evaluation.too_long]
+    return provenance.inputs(run, how, questions, members)
 
 
 # ---- both -----------------------------------------------------------------------------------------------------------
@@ -283,12 +276,3 @@ def _limit(ensemble: Ensemble, config: Config) -> int | None:
     """Return how many tokens are read at once: as many as the base takes, or fewer by evaluation.max_tokens."""
     limits = (ensemble.engine.backbone.limit, config.evaluation.max_tokens)
     return min((limit for limit in limits if limit is not None), default=None)
-
-
-def _metadata(run: RunFolder, config: Config) -> dict[str, Any]:
-    template = TEMPLATES[config.prompt.template]
-    return {
-        "config_hash": config.hash(),
-        "base": {"model": config.base.model, "sha256": run.manifest()["base_sha256"]},
-        "template": {"name": template.name, "version": template.version},
-    }

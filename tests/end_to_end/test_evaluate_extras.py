@@ -15,7 +15,7 @@ from commands import files_of, ripieno, rows, works, write_config, write_rows
 from transformers import AutoModelForCausalLM
 
 from families import byte_level_tokenizer
-from ripieno import experiment
+from ripieno import experiment, prompt_features
 from ripieno.config import Prompt
 from ripieno.data.matching import drop_choices, match_questions
 from ripieno.data.question import Question, content_key, read_questions
@@ -111,7 +111,7 @@ def test_features_are_the_bases_alone(listed: tuple[RunFolder, dict[str, Path]],
     for role in ("test", "foreign"):
         assert_features(run, files[role], read_questions(files[role]), model)
     trained_on = read_questions(files["train"])
-    in_order = experiment.first_by_content(trained_on)
+    in_order = prompt_features.first_by_content(trained_on)
     assert sorted(question.id for question in in_order) == sorted(question.id for question in trained_on)
     assert_features(run, files["train"], in_order, model)
     lines = [line for line in run.lines("timing.jsonl") if line["what"] == "features"]
@@ -120,10 +120,10 @@ def test_features_are_the_bases_alone(listed: tuple[RunFolder, dict[str, Path]],
 
 def test_of_a_large_training_set_the_same_questions_are_taken_in_any_order(monkeypatch: pytest.MonkeyPatch) -> None:
     questions = [Question(row["id"], row["question"], tuple(row["choices"]), row["answer"]) for row in rows(50, 9)]
-    monkeypatch.setattr(experiment, "TRAINING_FEATURES", 20)
-    taken = experiment.first_by_content(questions)
+    monkeypatch.setattr(prompt_features, "TRAINING_FEATURES", 20)
+    taken = prompt_features.first_by_content(questions)
     assert len(taken) == 20
-    assert experiment.first_by_content(questions[::-1]) == taken
+    assert prompt_features.first_by_content(questions[::-1]) == taken
     assert {content_key(question) for question in taken} < {content_key(question) for question in questions}
     # None of the two halves of the file is preferred: 20 of 50 without regard to place, +- 4 standard deviations.
     first = sum(question in questions[:25] for question in taken)

@@ -1,0 +1,116 @@
+"""What a run keeps of the base alone, for the trivial baselines of out-of-domain detection: RUN/features."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import pyarrow.parquet as pq
+
+from ripieno import features, provenance
+from ripieno.config import Config, TooLong
+from ripieno.data.question import Question, content_key, read_questions
+from ripieno.data.splits import DatasetName
+from ripieno.ensemble import Ensemble, evaluated_sets
+from ripieno.errors import EnvironmentFault
+from ripieno.features import Features
+from ripieno.model.features import read_prompts
+from ripieno.progress import Progress
+from ripieno.runs import RunFolder
+
+TRAINING_FEATURES = 2000  # questions of a training set whose features are kept: enough to fit a covariance to
+
+
+@dataclass(frozen=True)
+class PromptSet:
+    """A data set whose prompts the base reads: the questions taken of those available, and how long they may be."""
+
+    name: DatasetName
+    questions: Sequence[Question]
+    available: int
+    max_tokens: int | None
+    too_long: TooLong
+
+
+def make_features(
+    run: RunFolder,
+    config: Config,
+    sets: Mapping[DatasetName, Sequence[Question]],
+    ensemble: Callable[[], Ensemble],
+    progress: Progress,
+) -> None:
+    """Write what the base alone computes on the prompts of the test, out-of-domain and training sets.
+
+    Args:
+        run, config: an evaluated run.
+        sets: the questions of its test and out-of-domain sets.
+        ensemble: loads the base, where something is to be made.
+        progress: advanced by one a question.
+    """
+    for prompt_set in _prompt_sets(run, config, sets):
+        name, questions = prompt_set.name, prompt_set.questions
+        file, inputs = run.features(name.folder, name.file), _inputs(run, config, prompt_set)
+        if run.whole(file) and json.loads(pq.read_schema(file).metadata[b"ripieno"])["inputs"] == inputs:
+            progress.advance(len(questions))
+            continue
+        progress.describe(f"reading the prompts of {name.written}")
+        engine, encoder = ensemble().engine, ensemble().encoder
+        if engine.backbone.model.get_output_embeddings() is None:
+            progress.say(f"{config.base.model}: its class names no output layer, so no features of prompts are kept")
+            return
+        start = time.perf_counter()
+        trees, dropped = encoder.trees(questions, prompt_set.max_tokens, prompt_set.too_long)
+        if not trees:
+            continue
+        prompts = read_prompts(engine, trees, progress)
+        seconds = time.perf_counter() - start
+        left_out = {question.id for question in dropped}
+        ids = tuple(question.id for question in questions if question.id not in left_out)
+        counts = {"available": prompt_set.available, "taken": len(questions), "too_long": sorted(left_out)}
+        metadata = {**provenance.metadata(run, config), "inputs": inputs, "questions": counts}
+        made = Features(name.dataset, name.split, ids, prompts.tokens, prompts.nll, prompts.hidden, metadata)
+        run.write(file, features.to_parquet(made))
+        line = {"what": "features", "dataset": name.written, "questions": len(ids), "seconds": seconds}
+        run.append("timing.jsonl", line)
+
+
+def _prompt_sets(run: RunFolder, config: Config, sets: Mapping[DatasetName, Sequence[Question]]) -> Iterator[PromptSet]:
+    evaluation, training = config.evaluation, config.training
+    for name in evaluated_sets(config):
+        yield PromptSet(name, sets[name], len(sets[name]), evaluation.max_tokens, evaluation.too_long)
+    # Under next_token the right answer alone had to fit, here the longest choice has to: what does not is left out.
+    shortened = training.too_long == "shorten_context" and training.loss != "next_token"
+    too_long: TooLong = "shorten_context" if shortened else "drop"
+    for name in map(DatasetName.parse, dict.fromkeys(config.data.train)):
+        questions = _trained_on(run, name)
+        if questions:
+            yield PromptSet(name, first_by_content(questions), len(questions), training.max_tokens, too_long)
+
+
+def _inputs(run: RunFolder, config: Config, prompt_set: PromptSet) -> str:
+    """Return a sha256 of all that decides a file of features."""
+    limits = [prompt_set.max_tokens, prompt_set.too_long]
+    how = [config.base.dtype, config.prompt.model_dump(mode="json"), *limits]
+    return provenance.inputs(run, how, prompt_set.questions)
+
+
+def _trained_on(run: RunFolder, name: DatasetName) -> list[Question]:
+    """Return a training set's questions as the run keeps them; none of a set of running text."""
+    file = run.questions(name.folder, name.file)
+    if run.whole(file):
+        return read_questions(file)
+    if file.relative_to(run.path).as_posix() in {line["path"] for line in run.lines("checksums.jsonl")}:
+        raise EnvironmentFault(f"{file}: missing or damaged; `ripieno train` with the run's config writes it again")
+    return []
+
+
+def first_by_content(questions: Sequence[Question]) -> list[Question]:
+    """Return at most the first `TRAINING_FEATURES` questions by the hash of their content, whatever their order."""
+
+    def place(question: Question) -> tuple[bytes, str]:
+        return hashlib.sha256(content_key(question).encode()).digest(), question.id
+
+    return sorted(questions, key=place)[:TRAINING_FEATURES]
