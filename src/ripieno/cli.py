@@ -279,10 +279,10 @@ def status(run: Run) -> None:
         stopped = [x for x in folder.lines("metrics.jsonl") if x["kind"] == "stopped" and x["member"] == member]
         why = f", stopped: {stopped[0]['reason']}" if stopped else ""
         typer.echo(f"member {member}: epoch {max(epochs, default=0)} of {config.training.epochs}{why}")
-    files = sorted((run / "predictions").rglob("*.parquet"))
-    for file in files:
-        state = "" if folder.whole(file) else "  (damaged: evaluate makes it again)"
-        typer.echo(f"{file.relative_to(run / 'predictions')}{state}")
+    for what in ("predictions", "features", "tokens"):
+        for file in sorted((run / what).rglob("*.parquet")):
+            state = "" if folder.whole(file) else "  (damaged: evaluate makes it again)"
+            typer.echo(f"{file.relative_to(run)}{state}")
 
 
 def main() -> None:

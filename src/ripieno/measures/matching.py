@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ripieno.data.matching import kept_choices
+from ripieno.measures.uncertainty import log_softmax
 from ripieno.predictions import Predictions
 
 
@@ -75,10 +76,8 @@ def match_choices(p: Predictions, choices: int, seed: int) -> Predictions:
 
 def _normalised(log_probs: NDArray[np.float64]) -> NDArray[np.float64]:
     """Return log-probabilities normalised over the last axis; uniform where all are -inf."""
-    most = log_probs.max(axis=-1, keepdims=True)
-    nothing = np.isneginf(most)
-    shifted = np.where(nothing, 0.0, log_probs - np.where(nothing, 0.0, most))
-    return shifted - np.log(np.exp(shifted).sum(axis=-1, keepdims=True))
+    nothing = np.isneginf(log_probs).all(axis=-1, keepdims=True)
+    return log_softmax(np.where(nothing, 0.0, log_probs))
 
 
 def _outside(

@@ -6,8 +6,8 @@ from dataclasses import replace
 from typing import Literal
 
 import numpy as np
-from numpy.typing import NDArray
 
+from ripieno.measures.uncertainty import log_softmax
 from ripieno.predictions import Predictions
 
 Normalisation = Literal["sum", "token", "byte", "unconditional"]
@@ -49,10 +49,6 @@ def rescore(p: Predictions, normalisation: Normalisation) -> Predictions:
             )
         scores = scores - p.unconditional
     rule = {**p.metadata.get("scoring", {}), "rule": "text", "normalisation": normalisation}
-    return replace(p, log_probs=_log_softmax(scores, p.mask), metadata={**p.metadata, "scoring": rule})
-
-
-def _log_softmax(scores: NDArray[np.float64], mask: NDArray[np.bool_]) -> NDArray[np.float64]:
-    scores = np.where(mask, scores, -np.inf)
-    scores = scores - scores.max(axis=-1, keepdims=True)
-    return scores - np.log(np.exp(scores).sum(axis=-1, keepdims=True))
+    return replace(
+        p, log_probs=log_softmax(np.where(p.mask, scores, -np.inf)), metadata={**p.metadata, "scoring": rule}
+    )

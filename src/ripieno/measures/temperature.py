@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ripieno.measures.accuracy import nll
-from ripieno.measures.uncertainty import Floats, pool_log
+from ripieno.measures.uncertainty import Floats, log_softmax, pool_log
 
 # The temperatures looked at. Beyond them predictions are one-hot or uniform for all practical purposes.
 LOWEST_TEMPERATURE, HIGHEST_TEMPERATURE = 0.05, 20.0
@@ -43,8 +43,7 @@ def apply_temperature(log_probs: Floats, mask: NDArray[np.bool_], temperature: f
         raise ValueError(f"temperature {temperature} is not positive")
     scores = np.where(mask, log_probs, -np.inf)
     # The highest score is taken off before the division, so that a small T cannot overflow.
-    scores = (scores - scores.max(axis=-1, keepdims=True)) / temperature
-    return scores - np.log(np.exp(scores).sum(axis=-1, keepdims=True))
+    return log_softmax((scores - scores.max(axis=-1, keepdims=True)) / temperature)
 
 
 def fit_temperature(log_probs: Floats, mask: NDArray[np.bool_], targets: NDArray[np.int64]) -> float:

@@ -123,9 +123,15 @@ def pool_logits(log_probs: Floats) -> Floats:
     """
     mean = log_probs.mean(axis=0)
     nothing_left = np.isneginf(mean).all(axis=-1)
-    mean = np.where(nothing_left[:, None], np.where(np.isneginf(log_probs).all(axis=0), -np.inf, 0.0), mean)
-    mean = mean - mean.max(axis=-1, keepdims=True)
-    return mean - np.log(np.exp(mean).sum(axis=-1, keepdims=True))
+    return log_softmax(
+        np.where(nothing_left[:, None], np.where(np.isneginf(log_probs).all(axis=0), -np.inf, 0.0), mean)
+    )
+
+
+def log_softmax(scores: Floats) -> Floats:
+    """Return the log-probabilities of scores [..., K] (-inf where a choice is absent, never for all of a question)."""
+    scores = scores - scores.max(axis=-1, keepdims=True)
+    return scores - np.log(np.exp(scores).sum(axis=-1, keepdims=True))
 
 
 def entropy(probs: Floats) -> Floats:

@@ -124,7 +124,9 @@
     let below = 0;
     for (let j = start; j < start + ids.length; j++) below += entropy[j] < entropy[i];
     const most = Math.log(all.size[i]).toFixed(2);
-    const than = ids.length > 1 ? `: less sure than on ${percent(below / (ids.length - 1))} of this set's questions` : "";
+    const share = below / (ids.length - 1);
+    const how = share > 0.5 ? `less sure than on ${percent(share)}` : `surer than on ${percent(1 - share)}`;
+    const than = ids.length > 1 ? `: ${how} of this set's questions` : "";
     const said = [`Entropy ${entropy[i].toFixed(2)} of at most ${most} nats${than}.`];
     if (all.values.mutual_information && q.set.members.length > 1 && entropy[i] > 0.005) {
       const apart = all.values.mutual_information[i];
