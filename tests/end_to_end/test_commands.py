@@ -294,6 +294,25 @@ def test_two_runs_are_set_side_by_side(experiment: Experiment, tmp_path: Path) -
         assert experiment.folder(role) in page
 
 
+def test_runs_on_other_training_seeds_are_one_experiment_repeated(experiment: Experiment, tmp_path: Path) -> None:
+    runs = [experiment.path, tmp_path / "seed-1", tmp_path / "seed-2"]
+    for seed in (1, 2):
+        shutil.copytree(experiment.path, runs[seed])
+        config = yaml.safe_load((runs[seed] / "config.yaml").read_text())
+        config["training"]["seed"] = seed
+        (runs[seed] / "config.yaml").write_text(yaml.safe_dump(config))
+    found = table(works("analyze", *runs, "--json"))
+    assert {row["scope"] for row in found} == {"training"}
+    # These copies hold the same predictions, so training again would change nothing.
+    nll = [row for row in found if row["measure"] == "nll" and row["who"] == "ensemble" and row["value"] is not None]
+    assert nll
+    for row in nll:  # the mean of three equal numbers is one of them up to rounding
+        assert (row["low"], row["high"]) == pytest.approx((row["value"], row["value"]), rel=1e-14)
+    done = ripieno("analyze", runs[1], runs[1])
+    assert done.code == 2
+    assert "is given twice" in done.err
+
+
 def test_the_report_says_what_costs_make_of_it(experiment: Experiment, tmp_path: Path) -> None:
     run = tmp_path / "run"
     shutil.copytree(experiment.path, run)

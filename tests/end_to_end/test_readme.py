@@ -36,10 +36,12 @@ def test_files_commands_and_python_of_the_readme_work(
     settings = [part for setting in small for part in ("--set", setting)]
 
     commands = [line.split("#")[0].split() for line in block("console").splitlines() if line.startswith("ripieno")]
-    assert [command[1] for command in commands] == ["datasets", "train", "evaluate", "report"]
+    assert [command[1] for command in commands] == ["datasets", "train", "evaluate", "report", "analyze", "read"]
+    (tmp_path / "notes.txt").write_text("A plant grows near the window.\n", encoding="utf-8")
     for command in commands:
         works(*command[1:], *(settings if command[1] == "train" else []))
     assert (tmp_path / "runs/experiment/report/index.html").exists()
+    assert list((tmp_path / "runs/experiment/read").glob("notes-*/index.html"))
 
     known = {"questions": read_questions(tmp_path / "questions.jsonl")[:3]}
     exec(compile(block("python"), str(README), "exec"), known)

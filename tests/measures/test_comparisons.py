@@ -199,3 +199,28 @@ def test_two_runs_compare_on_the_questions_that_both_answered():
     unlabelled = replace(first, targets=second.targets)
     assert measures.compare_runs([unlabelled], [second], ("one", "two")) == []
     assert measures.compare_runs([first], [elsewhere], ("one", "two")) == []
+
+
+def test_each_method_is_compared_with_each_in_one_table_of_tests():
+    one = random_predictions(3, 60, 4, epoch=1)
+    two = random_predictions(3, 60, 4, seed=1, epoch=1, method="dropout")
+    found = measures.compare_with_references([one, two])
+    between = [c for c in found if {c.first, c.second} == {"ensemble", "dropout"}]
+    assert [c.measure for c in between] == ["accuracy", "nll", "brier", "aurc_confidence", "error_auroc_confidence"]
+    alone = measures.compare_runs([one], [two], ("ensemble", "dropout"))
+    assert [(c.difference, c.low, c.high, c.p) for c in between] == [(c.difference, c.low, c.high, c.p) for c in alone]
+    # Corrected for the comparisons with references as well: all of this data set.
+    assert [c.p_holm for c in found] == pytest.approx(list(measures.holm(np.array([c.p for c in found]))))
+
+
+def test_the_same_id_with_another_answer_or_other_choices_is_another_question():
+    p = random_predictions(2, 30, 4)
+    targets = p.targets.copy()
+    targets[3] = (targets[3] + 1) % p.mask[3].sum()
+    other = replace(p, targets=targets)
+    [accuracy] = [c for c in measures.compare_runs([p], [other], ("a", "b")) if c.measure == "accuracy"]
+    assert (accuracy.n, accuracy.difference) == (29, 0.0)
+    fewer = measures.match_choices(p, 2, seed=0)
+    kept = sum(int(size) == 2 for size in p.mask.sum(axis=1))
+    found = measures.compare_runs([p], [fewer], ("a", "b"))
+    assert {c.n for c in found} == {kept}
