@@ -262,6 +262,8 @@ def _enough(results: Results, s: EvaluatedSet, measure: str) -> str:
     name, last = MEASURES[measure][0], points[-1]
     if measure == "nll" and last.gain is not None:  # the mean over subsets falls with their size: Jensen's inequality
         gain = spoken(turned(Interval(last.gain, last.gain_low, last.gain_high)), ".3f")
+        if min(last.gain, last.gain_low or 0.0) > -0.0005:
+            gain = "less than 0.001"
         return f"{name}: every member lowers it (convexity); the {_ordinal(last.members)} still by {gain}."
     enough = enough_members(points)
     if enough is None:
