@@ -10,11 +10,17 @@ from populations import from_probs, log_softmax, predictions_of, random_predicti
 
 from ripieno import measures
 from ripieno.measures import About, SizePoint, by_members, enough_members
-from ripieno.measures.ensemble_size import MOST_SUBSETS
+from ripieno.measures.ensemble_size import MOST_SUBSETS, apart_by_members
+from ripieno.measures.table import SELECTIVE, UNCERTAINTIES
 from ripieno.predictions import Predictions
 
-OF_ALL = ("mean_confidence", "predictive_entropy", "mutual_information", "disagreement")
-MEASURES = ("accuracy", "nll", "brier", *OF_ALL, "ece", "error_auroc_confidence")
+OF_ALL = (
+    *("mean_confidence", "predictive_entropy", "normalised_entropy", "expected_entropy", "mutual_information"),
+    *("disagreement", "margin"),
+)
+MEANS = ("accuracy", "nll", "brier", *OF_ALL)
+NO_MEANS = ("ece", *(f"{measure}_{u}" for u in UNCERTAINTIES for measure in SELECTIVE))
+MEASURES = (*MEANS, *NO_MEANS)
 
 
 def exchangeable(members: int, questions: int, choices: int, seed: int = 0) -> Predictions:
@@ -39,7 +45,7 @@ def test_with_all_members_it_is_the_analysis_and_with_one_the_mean_member():
         row = of["ensemble", measure]
         assert last.value == pytest.approx(row.value, abs=bound), measure
         assert (last.members, last.subsets, last.n) == (4, 1, row.n)
-        if measure not in ("ece", "error_auroc_confidence"):
+        if measure in MEANS:
             assert (last.low, last.high) == pytest.approx((row.low, row.high), abs=bound), measure
         if ("members_mean", measure) in of:
             assert first.value == pytest.approx(of["members_mean", measure].value, abs=bound), measure
@@ -67,13 +73,15 @@ def test_the_mean_over_subsets_by_hand():
 
 def test_points_come_by_measure_then_size_with_gains():
     points = by_members(random_predictions(3, 40, 4))
-    assert [(c.measure, c.members) for c in points] == [(measure, m) for measure in MEASURES for m in (1, 2, 3)]
+    # One member has no mutual information to hand over by.
+    sizes = {measure: (2, 3) if measure.endswith("_mi") else (1, 2, 3) for measure in MEASURES}
+    assert [(c.measure, c.members) for c in points] == [(measure, m) for measure in MEASURES for m in sizes[measure]]
     for before, after in pairwise(points):
-        if after.members == 1:
+        if after.members == sizes[after.measure][0]:
             assert (after.gain, after.gain_low, after.gain_high) == (None, None, None)
             continue
         assert after.gain == after.value - before.value
-        if after.measure not in ("ece", "error_auroc_confidence"):
+        if after.measure in MEANS:
             assert after.low <= after.value <= after.high
             assert after.gain_low <= after.gain <= after.gain_high
         else:
@@ -154,3 +162,31 @@ def test_equal_members_are_one_too_many():
     one = exchangeable(1, 50, 3)
     copies = replace(one, log_probs=np.repeat(one.log_probs, 4, axis=0), members=(0, 1, 2, 3))
     assert enough_members(course(by_members(copies), "accuracy")) == 1
+
+
+def test_foreign_sets_are_told_apart_by_ensembles_of_each_size():
+    inside, outside = exchangeable(4, 80, 5), replace(exchangeable(4, 60, 4, seed=1), dataset="away")
+    points = apart_by_members(inside, outside)
+    assert {(c.dataset, c.against, c.variant, c.n, c.low) for c in points} == {
+        ("away", "set/test", "k_matched", 140, None)
+    }
+    sizes = {name: [c.members for c in course(points, f"ood_auroc_{name}")] for name in UNCERTAINTIES}
+    assert sizes == {"entropy": [1, 2, 3, 4], "mi": [2, 3, 4], "confidence": [1, 2, 3, 4]}
+    rows = measures.tell_apart(inside, outside, resamples=0)
+    whole = {r.measure: r.value for r in rows if r.variant == "k_matched"}
+    for name in UNCERTAINTIES:
+        last = course(points, f"ood_auroc_{name}")[-1]
+        assert last.value == pytest.approx(whole[f"ood_auroc_{name}"], abs=rounding(140, 1.0))
+    single = [
+        measures.tell_apart(of_inside, of_outside, resamples=0)
+        for of_inside, of_outside in (
+            [replace(p, log_probs=p.log_probs[[m]], members=(m,)) for p in (inside, outside)] for m in range(4)
+        )
+    ]
+    of_singles = [
+        r.value for rows in single for r in rows if (r.variant, r.measure) == ("k_matched", "ood_auroc_entropy")
+    ]
+    first = course(points, "ood_auroc_entropy")[0]
+    assert (first.value, first.subsets) == (pytest.approx(np.mean(of_singles), abs=rounding(140, 1.0)), 4)
+    unknown = replace(inside, targets=np.full(80, -1))
+    assert apart_by_members(unknown, outside) == []  # no wrong choice can be dropped

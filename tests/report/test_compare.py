@@ -106,7 +106,8 @@ def test_page_of_two_runs() -> None:
     html = build_comparison(one, other, (analyses[0], analyses[1]), comparisons)
     page = Page(html)
     assert "script" not in page.tags
-    assert "http" not in html
+    assert "http:" not in html
+    assert "https:" not in html
     assert hostile in page.text
     assert " 49" not in page.text
     assert "“better” is right more often" in page.text

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from ripieno.measures.about import About
@@ -11,7 +11,7 @@ from ripieno.measures.bootstrap import RESAMPLES
 from ripieno.measures.calibration import BINS
 from ripieno.measures.comparisons import compare_with_references
 from ripieno.measures.dynamics import flows
-from ripieno.measures.ensemble_size import by_members
+from ripieno.measures.ensemble_size import apart_by_members, by_members
 from ripieno.measures.estimates import Costs
 from ripieno.measures.ood import Detector, tell_apart
 from ripieno.measures.replicates import over_replicates
@@ -88,34 +88,46 @@ class Evidence:
         """
         last = _last_epochs(self.predictions)
         groups: dict[tuple[str, str, str, int], list[list[Row]]] = {}
+        for inside, outside in self._pairs():
+            rows = tell_apart(
+                inside,
+                outside,
+                about=about,
+                matched=self.matched,
+                resamples=resamples if inside.epoch == last[inside.name, inside.method] else 0,
+                seed=seed,
+            )
+            groups.setdefault((inside.name, outside.name, inside.method, inside.epoch), []).append(rows)
+        return [row for group in groups.values() for row in over_replicates(group)]
+
+    def _pairs(self) -> Iterator[tuple[Predictions, Predictions]]:
+        """Yield each familiar set with each foreign one, as the same members answered both."""
         for inside in self.predictions:
             for outside in self.predictions:
                 same = (inside.method, inside.epoch, inside.replicate, inside.members)
                 if inside.name in self.out_of_domain or outside.name not in self.out_of_domain:
                     continue
-                if same != (outside.method, outside.epoch, outside.replicate, outside.members):
-                    continue
-                rows = tell_apart(
-                    inside,
-                    outside,
-                    about=about,
-                    matched=self.matched,
-                    resamples=resamples if inside.epoch == last[inside.name, inside.method] else 0,
-                    seed=seed,
-                )
-                groups.setdefault((inside.name, outside.name, inside.method, inside.epoch), []).append(rows)
-        return [row for group in groups.values() for row in over_replicates(group)]
+                if same == (outside.method, outside.epoch, outside.replicate, outside.members):
+                    yield inside, outside
 
     def _by_members(self, about: Mapping[str, About], bins: int, resamples: int, seed: int) -> list[SizePoint]:
         """Measure every ensemble of several members, at each data set's last epoch, against the number of members."""
         last = _last_epochs(self.predictions)
         first = min((p.replicate for p in self.predictions), default=0)
-        return [
+
+        def counts(p: Predictions) -> bool:
+            return len(p.members) > 1 and p.epoch == last[p.name, p.method] and p.replicate == first
+
+        points = [
             point
             for p in self.predictions
-            if len(p.members) > 1 and p.epoch == last[p.name, p.method] and p.replicate == first
+            if counts(p)
             for point in by_members(p, about.get(p.name), bins=bins, resamples=resamples, seed=seed)
         ]
+        for inside, outside in self._pairs():
+            if counts(inside):
+                points += apart_by_members(inside, outside, matched=self.matched, seed=seed)
+        return points
 
 
 def _last_epochs(predictions: Sequence[Predictions]) -> dict[tuple[str, str], int]:

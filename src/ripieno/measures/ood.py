@@ -126,7 +126,7 @@ def tell_apart(
         ]
 
     as_it_is = rows(None, (inside, outside) if inside.question_ids and outside.question_ids else NO_QUESTION)
-    pair = _match(inside, outside, matched, seed)
+    pair = k_matched(inside, outside, matched, seed)
     # Every question may have the same number of choices already.
     if not isinstance(pair, str) and pair[0] is inside and pair[1] is outside:
         return as_it_is + [replace(row, variant="k_matched") for row in as_it_is]
@@ -163,7 +163,7 @@ def _estimates(
     return estimates
 
 
-def _match(
+def k_matched(
     inside: Predictions, outside: Predictions, matched: Sequence[Predictions], seed: int
 ) -> tuple[Predictions, Predictions] | str:
     """Return both sets with as many choices a question as the one with the fewest, or why that cannot be."""

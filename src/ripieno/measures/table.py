@@ -132,7 +132,9 @@ class SizePoint:
         low, high: 95% interval of the value, for other questions; None for measures that are no means.
         gain: value at m less value at m - 1; None at m = 1.
         gain_low, gain_high: its paired 95% interval.
-        n: questions.
+        n: questions (of both sets, where two are told apart).
+        against: the in-domain set that this one is told apart from, or None.
+        variant: "k_matched" there, None elsewhere.
     """
 
     dataset: str
@@ -149,6 +151,8 @@ class SizePoint:
     gain_low: float | None
     gain_high: float | None
     n: int
+    against: str | None = None
+    variant: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
