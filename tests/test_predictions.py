@@ -10,7 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ripieno.errors import EnvironmentFault, UserError
-from ripieno.predictions import Predictions, concatenate, read_parquet, to_parquet
+from ripieno.measures.uncertainty import confidence, entropy
+from ripieno.predictions import Predictions, concatenate, read_parquet, to_parquet, without_gaps
 
 OPTIONAL = (
     "scores", "tokens", "bytes", "unconditional", "outside_mass", "letter_log_probs", "top_tokens", "top_log_probs",
@@ -218,6 +219,98 @@ def test_a_newer_schema_is_refused(tmp_path):
         read_parquet(path)
 
 
+WRONG_HEADERS: dict[str, tuple[bytes, str]] = {
+    "not JSON": (b"theirs", "is not JSON"),
+    "not UTF-8": (b"\xff\xfe{", "is not JSON"),
+    "too deep": (b"[" * 100_000, "is not JSON"),
+    "not an object": (b'["ripieno"]', "is not a JSON object"),
+    "a schema of text": (b'{"schema": "2"}', "`schema` .*is not a whole number"),
+    "no schema": (b'{"schema": null}', "`schema` .*is not a whole number"),
+    "a method that is a list": (b'{"method": ["x"]}', "`method` .*is not a text"),
+    "labels that are a number": (b'{"labels": 3}', "`labels` .*is not a list of texts"),
+    "labels that are one text": (b'{"labels": "no,yes"}', "`labels` .*is not a list of texts"),
+    "labels that are numbers": (b'{"labels": [0, 1]}', "`labels` .*is not a list of texts"),
+    "a template that is a text": (b'{"template": "text"}', "`template` .*is not an object"),
+    "a template without a text": (b'{"template": {"name": ["text"]}}', "`template` .*is not an object whose `name`"),
+    "a template of null": (b'{"template": null}', "`template` .*is not an object"),
+    "a number of choices in words": (b'{"choices": "four"}', "`choices` .*is not a whole number, 2 or more"),
+    "a rule that is a text": (b'{"scoring": "sum"}', "`scoring` .*is not an object"),
+    "a number of long ones": (b'{"too_long": 3}', "`too_long` .*is not a list of texts"),
+}
+
+
+@pytest.mark.parametrize("name", WRONG_HEADERS)
+def test_what_a_file_says_of_itself_is_checked(tmp_path, name):
+    header, message = WRONG_HEADERS[name]
+    table = pq.read_table(write(tmp_path / "theirs.parquet"))
+    pq.write_table(table.replace_schema_metadata({b"ripieno": header}), tmp_path / "theirs.parquet")
+    with pytest.raises(
+        UserError, match=f"theirs.parquet: .*metadata `ripieno` {message}|theirs.parquet: {message}"
+    ) as e:
+        read_parquet(tmp_path / "theirs.parquet")
+    assert "or take `ripieno` out of the schema's metadata" in str(e.value)
+
+
+def test_what_else_a_file_says_of_itself_may_be_anything(tmp_path):
+    header = b'{"labels": null, "template": {}, "notes": [1, {"schema": "x"}]}'
+    table = pq.read_table(write(tmp_path / "theirs.parquet"))
+    pq.write_table(table.replace_schema_metadata({b"ripieno": header}), tmp_path / "theirs.parquet")
+    [p] = read_parquet(tmp_path / "theirs.parquet")
+    assert p.metadata == {"labels": None, "template": {}, "notes": [1, {"schema": "x"}]}
+
+
+# Rows that do not sum to exactly 1.
+
+
+def test_rows_that_are_further_off_than_rounding_explains_are_normalised(tmp_path):
+    """Within the 1e-4 that are forgiven: otherwise confidences above 1 and entropies below 0 would follow."""
+    rows = np.array([[1.00009, 0.0], [0.5, 0.49991], [0.25, 0.75], [1.0, 1e-9]])
+    with np.errstate(divide="ignore"):
+        [p] = read_parquet(write(tmp_path / "theirs.parquet", question_id=list("aabb"), member=[0, 1] * 2,
+                                 choice_log_probs=list(np.log(rows)), target=[None] * 4))  # fmt: skip
+    eps = float(np.finfo(np.float64).eps)
+    found = p.probs.transpose(1, 0, 2).reshape(4, 2)
+    assert np.abs(found.sum(axis=-1) - 1).max() <= 4 * eps
+    assert np.abs(found - rows / rows.sum(axis=-1, keepdims=True)).max() <= 8 * eps
+    assert entropy(p.probs).min() >= -2 * eps
+    assert confidence(p.probs).max() <= 1 + 2 * eps
+    assert p.log_probs[0, 1].tolist() == np.log([0.25, 0.75]).tolist()
+
+
+def test_float32_from_elsewhere_is_normalised(tmp_path):
+    """3e-6 is more than float32 explains here, with no scores that would."""
+    rows = [(np.log(np.array([0.25, 0.75])) + 3e-6).astype(np.float32)] * 4
+    lists = pa.array([row.tolist() for row in rows], pa.list_(pa.float32()))
+    [p] = read_parquet(
+        write(
+            tmp_path / "theirs.parquet",
+            question_id=list("aabb"),
+            member=[0, 1] * 2,
+            choice_log_probs=lists,
+            target=[0] * 4,
+        )
+    )
+    assert np.abs(p.probs.sum(axis=-1) - 1).max() <= 4 * float(np.finfo(np.float64).eps)
+
+
+@settings(deadline=None, max_examples=60)
+@given(st.lists(st.integers(2, 26), min_size=1, max_size=6), st.integers(0, 999), st.sampled_from([0.1, 1, 10, 100]))
+def test_our_own_rounding_is_left_alone(tmp_path_factory, sizes, seed, spread):
+    """Whether float64 was rounded once to be stored, or all was computed in float32 from scores far below 0."""
+    p = predictions(seed, tuple(sizes), optional=False)
+    rng = np.random.default_rng(seed)
+    scores = np.where(p.mask, spread * rng.normal(size=p.log_probs.shape) - 100, -np.inf).astype(np.float32)
+    within = (scores - np.log(np.exp(scores.astype(np.float64)).sum(axis=-1, keepdims=True))).astype(np.float32)
+    largest = scores.max(axis=-1, keepdims=True)
+    total = np.log(np.exp(scores - largest).sum(axis=-1, keepdims=True, dtype=np.float32))
+    before = (scores - (largest + total)).astype(np.float32)
+    stored = np.where(p.mask, scores, 0.0).astype(np.float64)
+    for log_probs, known in ((within, None), (before, stored)):
+        own = dataclasses.replace(p, log_probs=log_probs.astype(np.float64), scores=known)
+        [found] = round_trip(own, tmp_path_factory.mktemp("predictions"))
+        check_equal(found, own)
+
+
 def test_a_damaged_file_is_the_environments_fault(tmp_path):
     path = tmp_path / "damaged.parquet"
     path.write_bytes(to_parquet(predictions())[:-10])
@@ -229,6 +322,53 @@ def test_the_number_of_choices_kept_is_the_files_own_word(tmp_path):
     assert predictions().choices_kept is None
     [found] = round_trip(predictions(metadata={"choices": 4}), tmp_path)
     assert found.choices_kept == 4
+
+
+# Gaps.
+
+GAPS = np.array([[True, False, True, True], [True, True, True, True], [False, True, False, True]])
+PACKED = [[0, 2, 3], [0, 1, 2, 3], [1, 3]]  # the columns that stay, by question
+
+
+def with_gaps() -> Predictions:
+    """Everything stored a choice, with its own column in the number."""
+    p = predictions(sizes=(4, 4, 4))
+    with np.errstate(divide="ignore"):
+        return dataclasses.replace(
+            p, mask=GAPS, targets=np.array([3, -1, 1]), log_probs=np.where(GAPS, p.log_probs, -np.inf)
+        )
+
+
+def test_gaps_close_and_all_moves_along():
+    p = with_gaps()
+    found = without_gaps(p)
+    sizes = [len(kept) for kept in PACKED]
+    assert np.array_equal(found.mask, np.arange(4) < np.array(sizes)[:, None])
+    assert found.targets.tolist() == [2, -1, 0]
+    for n, kept in enumerate(PACKED):
+        for name in ("log_probs", "scores", "unconditional"):
+            assert np.array_equal(getattr(found, name)[:, n, : sizes[n]], getattr(p, name)[:, n, kept]), name
+        for name in ("tokens", "bytes"):
+            assert np.array_equal(getattr(found, name)[n, : sizes[n]], getattr(p, name)[n, kept]), name
+    assert np.isneginf(found.log_probs[:, ~found.mask]).all()
+    assert found.letter_log_probs is None  # c is no longer the third
+    for name in ("outside_mass", "top_tokens", "top_log_probs"):
+        assert np.array_equal(getattr(found, name), getattr(p, name)), name
+    assert (found.question_ids, found.members, found.metadata) == (p.question_ids, p.members, p.metadata)
+    assert p.targets.tolist() == [3, -1, 1]  # the argument stays as it was
+    to_parquet(found)  # which refuses gaps
+
+
+def test_without_gaps_nothing_moves():
+    p = predictions()
+    assert without_gaps(p) is p
+
+
+@pytest.mark.parametrize("target", [0, 4])
+def test_a_target_that_is_none_of_the_choices(target):
+    p = dataclasses.replace(with_gaps(), targets=np.array([-1, -1, target]))
+    with pytest.raises(ValueError, match=f"question 'q0-2': target {target} is none of its choices"):
+        without_gaps(p)
 
 
 # Parts and wholes.

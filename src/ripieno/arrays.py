@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ripieno.errors import EnvironmentFault, UserError
-from ripieno.predictions import Predictions, read_parquet
+from ripieno.predictions import Predictions, read_parquet, without_gaps
 
 Axes = Literal["mnk", "nmk"]
 Floats = NDArray[np.float64]
@@ -45,9 +45,9 @@ def read_predictions(path: Path, axes: Axes | None = None) -> list[Predictions]:
 
     `.npz` (numpy's, without pickle) holds one of `probs` and `logits`, [M, N, K] or [N, M, K] of any float type, or
     [N, K] from one member. It may hold `targets`, int [N], -1 where unknown; `mask`, bool [N, K], whether the question
-    has the choice (by default it has all; what stands in the place of an absent one is not read); `ids` and `subjects`,
-    N texts; `members`, M whole numbers, where one that repeats is several draws from that member. Default ids are
-    "0", "1", ...
+    has the choice (by default it has all; what stands in the place of an absent one is not read, and the choices behind
+    it move up, the target with them); `ids` and `subjects`, N texts; `members`, M whole numbers, where one that repeats
+    is several draws from that member. Default ids are "0", "1", ...
 
     `.jsonl`: a question a line, `{"id": "q1", "probs": [[0.9, 0.1], [0.6, 0.4]], "target": 0}` with one row a member,
     or `logits` in the place of `probs`. K may differ between lines, M may not. `id` may be left out on every line
@@ -55,7 +55,8 @@ def read_predictions(path: Path, axes: Axes | None = None) -> list[Predictions]:
     `dataset`, `split`, `epoch` and `method` may be left out. Lines of another data set, split, epoch or method make
     another `Predictions`.
 
-    Logits become log-probabilities by a softmax over the choices that are there, in float64.
+    Logits become log-probabilities by a softmax over the choices that are there, in float64. Probabilities are divided
+    by their sum, which rounding may have moved from 1 by 1e-4.
 
     Args:
         path: the file.
@@ -160,14 +161,12 @@ def _read_npz(path: Path, axes: Axes | None) -> Predictions:
     def where(m: int, n: int) -> str:
         return f"{path}: question_id {question_ids[n]!r}, member {members[m]}"
 
-    # Half precision rounds each probability by up to 2^-11 of itself, and so their sum; it is made 1 again.
+    # Half precision rounds each probability by up to 2^-11 of itself, and so their sum.
     half = given.dtype == np.float16
     with np.errstate(over="ignore"):  # beyond float64 is infinite, which is then named
         numbers = values.astype(np.float64, order="C")
     log_probs = _log_probs(numbers, mask, kind, where, SUM_TOLERANCE + (2.0**-11 if half else 0.0))
-    if half and kind == "probs":
-        log_probs -= np.log(np.exp(log_probs).sum(axis=2, keepdims=True))
-    return Predictions(
+    found = Predictions(
         log_probs=log_probs,
         mask=mask,
         question_ids=question_ids,
@@ -178,6 +177,7 @@ def _read_npz(path: Path, axes: Axes | None) -> Predictions:
         if subjects is None
         else tuple(text or None for text in _texts(path, "subjects", subjects)),
     )
+    return without_gaps(found)
 
 
 def _load(path: Path) -> dict[str, NDArray[Any]]:
@@ -409,7 +409,7 @@ def _log_probs(
         mask: bool [N, K], whether the question has the choice.
         kind: "probs" or "logits".
         where: names the place of member m (axis 0) and question n (axis 1) for messages.
-        slack: how far from 1 a row of probabilities may sum.
+        slack: how far from 1 a row of probabilities may sum; it is divided by its sum.
 
     Raises:
         UserError: a value is not finite, a probability is negative, or a row does not sum to 1.
@@ -445,5 +445,7 @@ def _log_probs(
             f"{where(m, n)}: `probs` sums to {totals[m, n]:.6g}, not 1; "
             "give probabilities over the question's own choices, or scores as `logits`"
         )
+    # Sums that are off by no more than the rounding of float64 are 1, so that exact probabilities come back.
+    exact = np.abs(totals - 1) <= (2 * probs.shape[-1] + 10) * np.finfo(np.float64).eps
     with np.errstate(divide="ignore"):  # ln 0 = -inf is the log-probability of an impossible choice
-        return np.asarray(np.log(probs))
+        return np.asarray(np.log(probs) - np.log(np.where(exact, 1.0, totals))[..., None])

@@ -90,11 +90,19 @@ def evaluate(
         typer.Option(help="`all`: loss and calibration over every token of the questions with their right answers."),
     ] = "answer",
     store_top: Annotated[
-        str | None, typer.Option(help="Letters: also store the K likeliest tokens at the answer, or `all`.")
+        str | None,
+        typer.Option(help="Letter templates: also store the likeliest tokens at the answer: how many, or all."),
     ] = None,
-    fixed_letters: Annotated[bool, typer.Option("--fixed-letters", help="Letters: also store a to e, any K.")] = False,
+    fixed_letters: Annotated[
+        bool,
+        typer.Option(
+            "--fixed-letters",
+            help="Letter templates: also store the probabilities of a to e, however many choices there are.",
+        ),
+    ] = False,
     unconditional: Annotated[
-        bool, typer.Option("--unconditional", help="Text: also store each choice's score without the question.")
+        bool,
+        typer.Option("--unconditional", help="Text templates: also store each choice's score without its question."),
     ] = False,
     choices: Annotated[
         int | None, typer.Option(min=2, help="Ask again with wrong choices dropped at random to this many.")
@@ -157,7 +165,7 @@ def read(
 
 @app.command()
 def calibrate(run: Run, data_dir: DataDir = None, quiet: Quiet = False) -> None:
-    """Fit the temperature on the calibration role; show the measures before and after."""
+    """Fit the temperature on the questions of data.calibration; show the measures before and after."""
     from ripieno import experiment
     from ripieno.measures import analyze as measure
     from ripieno.progress import Progress
@@ -172,8 +180,11 @@ def calibrate(run: Run, data_dir: DataDir = None, quiet: Quiet = False) -> None:
         typer.echo(f"{method}: T = {temperature:.3f}")
         epoch = max(p.epoch for p in evidence.calibration if p.method == method)
         shown = [p for p in evidence.predictions if (p.method, p.epoch) == (method, epoch)]
-        for line in terminal.before_and_after(measure(shown, calibration=evidence.calibration), method, epoch):
+        rows = measure(shown, calibration=evidence.calibration, about=evidence.about)
+        for line in terminal.before_and_after(rows, method, epoch):
             typer.echo(line)
+    if not evidence.predictions:
+        typer.echo(f"What it changes is shown once `ripieno evaluate {run}` has asked the test questions.")
 
 
 @app.command()
@@ -191,11 +202,16 @@ def report(
     from ripieno.report.run import compare as compare_runs
     from ripieno.report.run import report as write_report
 
+    if compare is not None:
+        if compare.resolve() == run.resolve():
+            raise UserError(f"--compare {compare}: is the run itself; name another")
+        _run(compare).config()  # a slip in the name is said before anything is written
     page = write_report(_run(run), costs=_costs(cost_error, cost_handover), bins=bins)
     _print_results(run)
     typer.echo(f"Report: {page}")
     if compare is not None:
-        page, comparisons = compare_runs(_run(run), _run(compare))
+        costs = _costs(cost_error, cost_handover)
+        page, comparisons = compare_runs(_run(run), _run(compare), costs=costs, bins=bins)
         for line in terminal.compared(comparisons):
             typer.echo(line)
         typer.echo(f"Comparison: {page}")
@@ -213,16 +229,18 @@ def analyze(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON alone.")] = False,
     axes: Annotated[str | None, typer.Option(help="Of npz arrays: mnk (member, question, choice) or nmk.")] = None,
     normalisation: Annotated[
-        str | None, typer.Option(help="Score choices anew: sum, token, byte or unconditional; text templates.")
+        str | None,
+        typer.Option(help="Score choices anew: sum, token, byte or unconditional (runs with a text template)."),
     ] = None,
     labels: Annotated[
-        str | None, typer.Option(help="The choices are these labels in every question: also macro-F1 and recalls.")
+        str | None,
+        typer.Option(help="Every question has these choices, such as no,yes: also macro-F1 and each one's recall."),
     ] = None,
     cost_error: CostError = None,
     cost_handover: CostHandover = None,
     bins: Bins = 15,
 ) -> None:
-    """Print every measure of predictions, this program's or another's; needs no torch."""
+    """Measure predictions, this program's or another's; needs no torch."""
     from ripieno.report import terminal
     from ripieno.report.inputs import gather
 
@@ -231,14 +249,14 @@ def analyze(
     if as_json:
         typer.echo(json.dumps(analysis.to_json(), allow_nan=False))
         return
-    for line in terminal.every_row(analysis):
+    for line in terminal.table(analysis):
         typer.echo(line)
 
 
 @app.command()
 def datasets(
-    action: Annotated[str | None, typer.Argument(metavar="[check", help="`check` reads a file of yours.")] = None,
-    file: Annotated[Path | None, typer.Argument(metavar="FILE]", help="jsonl, csv or parquet.")] = None,
+    action: Annotated[str | None, typer.Argument(metavar="[check]", help="`check` reads a file of yours.")] = None,
+    file: Annotated[Path | None, typer.Argument(metavar="[FILE]", help="jsonl, csv or parquet.")] = None,
     labels: Annotated[str | None, typer.Option(help="Labels of a text,label file, separated by commas.")] = None,
     data_dir: DataDir = None,
 ) -> None:
@@ -380,8 +398,8 @@ def _costs(error: float | None, handover: float | None) -> Costs | None:
 
     if error is None and handover is None:
         return None
-    if error is None or handover is None or not (error > 0 and handover > 0):
-        raise UserError("--cost-error and --cost-handover: give both, above 0, in one unit")
+    if error is None or handover is None or not (1e-9 <= error <= 1e9 and 1e-9 <= handover <= 1e9):
+        raise UserError("--cost-error and --cost-handover: give both, above 0 (1e-9 to 1e9), in one unit")
     return Costs(error, handover)
 
 

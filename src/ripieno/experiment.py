@@ -27,7 +27,6 @@ from ripieno.ensemble import (
     Ensemble,
     decide,
     device_of,
-    evaluated_sets,
     few_shot_pool,
     load_base,
     questions_of,
@@ -220,8 +219,8 @@ def evaluate(
     """Ask the base (epoch 0) and the members after each epoch; what is there already is not computed again.
 
     Where the config's own sets are asked, the features of their prompts and of the training sets' are made too; and
-    where the template lists the choices and these sets differ in how many there are, the base and the last epoch
-    answer once more with as many as the fewest.
+    where the template lists the choices, and a test set and an out-of-domain one differ in how many there are, the base
+    and the last epoch answer them once more with as many as the fewest of the two.
 
     Args:
         run: a trained run.
@@ -258,12 +257,16 @@ def evaluate(
 
         for job in jobs:
             matched = asked[job.name, job.choices]
-            inputs = _inputs(run, config, job, matched.questions)
-            if run.whole(job.file) and _holds(job.file, inputs, config.evaluation):
-                progress.advance(max(len(job.members), 1) * len(matched.questions))
-                continue
-            p = _answer(run, ensemble(), job, matched.questions, progress)
-            about: dict[str, Any] = {"inputs": inputs, "extras": config.evaluation.model_dump(include=EXTRAS)}
+            inputs, evaluation = _inputs(run, config, job, matched.questions), config.evaluation
+            stored = _stored(job.file, inputs) if run.whole(job.file) else None
+            if stored is not None:
+                # What was stored once is not lost when something else is asked for.
+                evaluation = _with_stored(evaluation, stored)
+                if evaluation.model_dump(include=EXTRAS) == stored:
+                    progress.advance(max(len(job.members), 1) * len(matched.questions))
+                    continue
+            p = _answer(run, replace(ensemble(), evaluation=evaluation), job, matched.questions, progress)
+            about: dict[str, Any] = {"inputs": inputs, "extras": evaluation.model_dump(include=EXTRAS)}
             if job.choices is not None:
                 left_out = {"fewer_choices": matched.fewer_choices, "no_answer": matched.no_answer}
                 about |= {"choices": job.choices, "choices_left_out": left_out}
@@ -304,29 +307,33 @@ def _jobs(
 def _matched_jobs(
     run: RunFolder, config: Config, jobs: Sequence[Job], sets: Mapping[DatasetName, Sequence[Question]]
 ) -> list[Job]:
-    """Return the jobs of asking again with as many choices as the fewest: of the base and of the last epoch."""
-    names = evaluated_sets(config)
-    fewest = common_choices(config, {name: questions for name, questions in sets.items() if name in names})
-    matched = []
-    for job in jobs:
-        larger = fewest and job.name in names and any(len(q.choices) > fewest for q in sets[job.name])
-        if larger and job.epoch in (0, config.training.epochs):
-            assert fewest
-            if match_questions(sets[job.name], fewest, config.data.seed).questions:
-                file = run.predictions(job.name.folder, job.name.file, job.method, job.epoch, fewest)
-                matched.append(replace(job, file=file, choices=fewest))
-    return matched
+    """Return the jobs of asking again with fewer choices: of the base and of the last epoch."""
+    at_ends = [job for job in jobs if job.epoch in (0, config.training.epochs)]
+    return [
+        replace(job, file=run.predictions(name.folder, name.file, job.method, job.epoch, choices), choices=choices)
+        for name, choices in matched_choices(config, sets)
+        for job in at_ends
+        if job.name == name
+    ]
 
 
-def common_choices(config: Config, sets: Mapping[DatasetName, Sequence[Question]]) -> int | None:
-    """Return the fewest choices of any question; None where asking all with so few would show nothing.
+def matched_choices(config: Config, sets: Mapping[DatasetName, Sequence[Question]]) -> list[tuple[DatasetName, int]]:
+    """Return which sets are asked again, and with how many choices, so that each foreign one compares with each own.
 
-    It shows nothing where choices are not listed in the prompt (dropping columns does the same), where there is one
-    set alone, and where all questions have equally many.
+    None where choices are not listed in the prompt: dropping columns does the same there.
     """
-    sizes = {len(question.choices) for questions in sets.values() for question in questions}
-    listed = TEMPLATES[config.prompt.template].listed
-    return min(sizes) if listed and len(sets) > 1 and len(sizes) > 1 else None
+    if not TEMPLATES[config.prompt.template].listed:
+        return []
+    found: dict[tuple[DatasetName, int], None] = {}
+    for inside in map(DatasetName.parse, config.data.test):
+        for outside in map(DatasetName.parse, config.data.out_of_domain):
+            both = [*sets.get(inside, ()), *sets.get(outside, ())]
+            fewest = max(2, min((len(question.choices) for question in both), default=2))
+            for name in (inside, outside):
+                larger = any(len(question.choices) > fewest for question in sets.get(name, ()))
+                if larger and match_questions(sets[name], fewest, config.data.seed).questions:
+                    found[name, fewest] = None
+    return list(found)
 
 
 def _reduced(config: Config, job: Job, questions: Sequence[Question]) -> Matched:
@@ -357,13 +364,15 @@ def _answer(
     line = {"what": "evaluate", "dataset": job.name.written, "epoch": job.epoch}
     line |= {} if job.choices is None else {"choices": job.choices}
     run.append("timing.jsonl", line | {"questions": len(answered) * len(p.members), "seconds": seconds})
+    labels = run.config().data.labels
+    alike = labels is not None and all(question.choices == labels for question in questions)
     return replace(
         p,
         dataset=job.name.dataset,
         split=job.name.split,
         method=job.method,
         epoch=job.epoch,
-        metadata={"too_long": dropped},
+        metadata={"too_long": dropped, **({"labels": labels} if alike else {})},
     )
 
 
@@ -374,14 +383,22 @@ def _inputs(run: RunFolder, config: Config, job: Job, questions: Sequence[Questi
     return provenance.inputs(run, how, questions, job.members)
 
 
-def _holds(file: Path, inputs: str, evaluation: Evaluation) -> bool:
-    """Whether a file of predictions was made from these inputs, and stores all that is asked for."""
+def _stored(file: Path, inputs: str) -> dict[str, Any] | None:
+    """Return what a file of predictions stores beside the choices; None where it was made from other inputs."""
     header = json.loads(pq.read_schema(file).metadata[b"ripieno"])
-    stored = Evaluation(**header["extras"])
-    letters = stored.fixed_letters or not evaluation.fixed_letters
-    unconditional = stored.unconditional or not evaluation.unconditional
-    extras = letters and unconditional and evaluation.store_top in (None, stored.store_top)
-    return header["inputs"] == inputs and extras
+    extras: dict[str, Any] = header["extras"]
+    return extras if header["inputs"] == inputs else None
+
+
+def _with_stored(asked: Evaluation, stored: Mapping[str, Any]) -> Evaluation:
+    """Return what is asked for and what is stored: the letters, the scores without the question, the more tokens."""
+    tops = [top for top in (stored["store_top"], asked.store_top) if top is not None]
+    both = {
+        "fixed_letters": stored["fixed_letters"] or asked.fixed_letters,
+        "unconditional": stored["unconditional"] or asked.unconditional,
+        "store_top": "all" if "all" in tops else max(tops, default=None),
+    }
+    return asked.model_copy(update=both)
 
 
 def _assemble(config: Config, backbone: Backbone, members: Sequence[int], data_dir: Path | None = None) -> Ensemble:
@@ -453,10 +470,8 @@ def work(
         units += len(match_questions(asked, choices, config.data.seed).questions) * (1 + M * epochs)
     elif evaluating:
         units += len(asked) * (1 + M * epochs) + len(roles.questions("calibration")) * (1 + M)
-        fewest = common_choices(config, sets)
-        for questions in sets.values():
-            if fewest and any(len(question.choices) > fewest for question in questions):
-                units += len(match_questions(questions, fewest, config.data.seed).questions) * (1 + M)
+        for name, fewest in matched_choices(config, sets):
+            units += len(match_questions(sets[name], fewest, config.data.seed).questions) * (1 + M)
         trained_on = [loaded.questions for loaded in roles.sets.get("train", {}).values()]
         units += len(asked) + sum(min(len(questions), TRAINING_FEATURES) for questions in trained_on)
     return units

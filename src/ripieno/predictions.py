@@ -137,6 +137,47 @@ class Predictions:
         )
 
 
+def without_gaps(p: Predictions) -> Predictions:
+    """Return the same predictions, each question's own choices before the absent ones, in their order.
+
+    Whatever numbers choices by their place needs it: dropping some of them, a list in a file. The targets, and all that
+    is stored for each choice, move along. The fixed letters are left out where choices moved, since they are those of
+    the old places.
+
+    Raises:
+        ValueError: a target is none of its question's choices.
+    """
+    known = np.flatnonzero(p.labelled)
+    aimed = p.targets[known]
+    there = aimed < p.mask.shape[1]
+    there[there] = p.mask[known[there], aimed[there]]
+    if not there.all():
+        n = int(known[_first(~there)])
+        raise ValueError(f"question {p.question_ids[n]!r}: target {p.targets[n]} is none of its choices")
+    order = np.argsort(~p.mask, axis=1, kind="stable")
+    if (order == np.arange(p.mask.shape[1])).all():
+        return p
+
+    def moved(array: Any) -> Any:
+        """Reorder the choices of an array [N, K] or [M, N, K]."""
+        return None if array is None else np.take_along_axis(array, np.broadcast_to(order, array.shape), -1)
+
+    place = np.argsort(order, axis=1)  # of each choice, by where it stood
+    targets = p.targets.copy()
+    targets[known] = place[known, aimed]
+    return replace(
+        p,
+        log_probs=moved(p.log_probs),
+        mask=moved(p.mask),
+        targets=targets,
+        scores=moved(p.scores),
+        tokens=moved(p.tokens),
+        bytes=moved(p.bytes),
+        unconditional=moved(p.unconditional),
+        letter_log_probs=None,
+    )
+
+
 def to_parquet(predictions: Predictions) -> bytes:
     """Return the parquet file of one `Predictions`, the same bytes for the same content."""
     p = predictions
@@ -192,8 +233,12 @@ def to_parquet(predictions: Predictions) -> bytes:
 def read_parquet(path: Path) -> list[Predictions]:
     """Read a parquet file of predictions: one `Predictions` a data set, split, epoch and replicate found in it.
 
+    Probabilities that sum to 1 but for the rounding of log-probabilities to float32 stay as they are, so that our own
+    files give the same numbers back; those further off (by 1e-4 at most) are normalised.
+
     Raises:
-        UserError: a column is missing, members saw different questions, or a row is not a distribution.
+        UserError: a column is missing, members saw different questions, a row is not a distribution, or what the file
+            says of itself (metadata `ripieno`) is not what this program writes.
         EnvironmentFault: the file cannot be read as parquet.
     """
     columns = _columns(path)
@@ -263,9 +308,7 @@ def _columns(path: Path) -> _Columns:
     absent = [name for name in REQUIRED if name not in found]
     if absent:
         raise UserError(f"{path}: column {absent[0]!r} is missing; predictions need {', '.join(REQUIRED)}")
-    header = json.loads((table.schema.metadata or {}).get(b"ripieno", b"{}"))
-    if header.get("schema", SCHEMA_VERSION) > SCHEMA_VERSION:
-        raise UserError(f"{path}: written by a newer ripieno (schema {header['schema']}); upgrade ripieno to read it")
+    header = _header(path, (table.schema.metadata or {}).get(b"ripieno", b"{}"))
     columns = _Columns(path, header, {}, {}, {})
     defaults = {"dataset": path.stem, "split": "", "epoch": 0, "replicate": 0, "draw": 0}
     for name in SCHEMA.names:
@@ -283,6 +326,42 @@ def _columns(path: Path) -> _Columns:
         else:
             columns.numbers[name] = _Numbers(array.fill_null(0).to_numpy(), _present(array))
     return columns
+
+
+def _header(path: Path, written: bytes) -> dict[str, Any]:
+    """Read what a file says of itself; what is read of it later is checked here, the rest may be anything."""
+    mend = "mend it, or take `ripieno` out of the schema's metadata"
+    try:
+        header = json.loads(written)
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{path}: its metadata `ripieno` is not JSON ({error}); {mend}") from None
+    if not isinstance(header, dict):
+        raise UserError(f"{path}: its metadata `ripieno` is not a JSON object; {mend}")
+    schema = header.get("schema", SCHEMA_VERSION)
+    if type(schema) is int and schema > SCHEMA_VERSION:  # in which all else may mean something else
+        raise UserError(f"{path}: written by a newer ripieno (schema {schema}); upgrade ripieno to read it")
+    labels, choices = header.get("labels"), header.get("choices")
+    template, too_long = header.get("template", {}), header.get("too_long", [])
+    expected = {
+        "schema": ("a whole number", type(schema) is int),
+        "method": ("a text", isinstance(header.get("method", ""), str)),
+        "labels": ("a list of texts", labels is None or _texts(labels)),
+        "choices": ("a whole number, 2 or more", choices is None or (type(choices) is int and choices >= 2)),
+        "template": (
+            "an object whose `name` is a text",
+            isinstance(template, dict) and isinstance(template.get("name", ""), str),
+        ),
+        "scoring": ("an object", isinstance(header.get("scoring", {}), dict)),
+        "too_long": ("a list of texts", _texts(too_long)),
+    }
+    for name, (what, right) in expected.items():
+        if not right:
+            raise UserError(f"{path}: `{name}` of its metadata `ripieno` is not {what}; {mend}")
+    return header
+
+
+def _texts(value: Any) -> bool:
+    return isinstance(value, list) and all(isinstance(text, str) for text in value)
 
 
 def _column(path: Path, table: Any, name: str) -> Any:
@@ -416,9 +495,9 @@ def _assemble(columns: _Columns, rows: NDArray[np.int64]) -> Predictions:
         )
         return array[0]
 
-    outside = numbers["outside_mass"]
+    outside, scores = numbers["outside_mass"], per_member("choice_scores")
     return Predictions(
-        log_probs=values,
+        log_probs=_normalised(values, totals, scores),
         mask=np.arange(K) < sizes[:, None],
         question_ids=ids,
         targets=targets,
@@ -429,7 +508,7 @@ def _assemble(columns: _Columns, rows: NDArray[np.int64]) -> Predictions:
         epoch=int(numbers["epoch"].values[rows[0]]),
         replicate=int(numbers["replicate"].values[rows[0]]),
         subjects=tuple(columns.texts["subject"].take(pa.array(first)).to_pylist()),
-        scores=per_member("choice_scores"),
+        scores=scores,
         tokens=per_question("choice_tokens"),
         bytes=per_question("choice_bytes"),
         unconditional=per_member("unconditional_scores"),
@@ -439,6 +518,28 @@ def _assemble(columns: _Columns, rows: NDArray[np.int64]) -> Predictions:
         top_log_probs=per_member("top_log_probs"),
         metadata={k: v for k, v in columns.header.items() if k not in ("schema", "method")},
     )
+
+
+def _normalised(
+    log_probs: NDArray[np.float64], totals: NDArray[np.float64], scores: NDArray[np.float64] | None
+) -> NDArray[np.float64]:
+    """Normalise the rows whose probabilities sum to something else than 1 by more than rounding explains.
+
+    Rounding to float32 moves each log-probability by 2^-24 of itself, and so the sum by at most 2^-24 times the row's
+    entropy. A softmax in float32 (a score less the logarithm of a sum) is off by 2^-24 of the scores before that. Twice
+    as much covers what is of second order. The rest is the rounding of float64.
+
+    Args:
+        log_probs: [M, N, K], -inf where absent.
+        totals: [M, N], sums of the probabilities.
+        scores: [M, N, K], 0 where absent, which the log-probabilities were computed from, or None.
+    """
+    K = log_probs.shape[-1]
+    entropy = -(np.exp(log_probs) * np.where(np.isneginf(log_probs), 0.0, log_probs)).sum(axis=-1)
+    largest = 0.0 if scores is None else np.abs(np.where(np.isfinite(scores), scores, 0.0)).max(axis=-1)
+    slack = 2.0**-23 * (entropy + largest) + (2 * K + 10) * np.finfo(np.float64).eps
+    off = np.where(np.abs(totals - 1) > slack, totals, 1.0)
+    return np.asarray(log_probs - np.log(off)[..., None])
 
 
 def concatenate(parts: Sequence[Predictions]) -> Predictions:

@@ -22,7 +22,6 @@ def metadata(run: RunFolder, config: Config) -> dict[str, Any]:
         "base": {"model": config.base.model, "sha256": run.manifest()["base_sha256"]},
         "template": {"name": template.name, "version": template.version},
         "scoring": {"rule": "letters"} if template.letters else {"rule": "text", **rule},
-        **({"labels": config.data.labels} if config.data.labels else {}),
     }
 
 

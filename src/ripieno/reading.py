@@ -62,7 +62,7 @@ def read(
         run: a trained run.
         file: UTF-8 text, read as it stands; or .jsonl of `{"text": ...}` rows.
         epoch: 0 (the base) to E; the last one by default.
-        output: the folder for tokens.parquet and index.html; by default RUN/read/STEM-<8 hex digits of the sha256>.
+        output: the folder for tokens.parquet and index.html; by default one below RUN/read, named by text and epoch.
         progress: advanced by one a member and window of text.
 
     Raises:
@@ -73,7 +73,7 @@ def read(
     epoch = config.training.epochs if epoch is None else epoch
     members = _members_at(run, config, epoch)
     texts = texts_of(file)
-    folder = output or run.reading(file.stem, sha256_of(file))
+    folder = output or run.reading(file.stem, sha256_of(file), epoch)
     if folder.exists() and not folder.is_dir():
         raise UserError(f"--output {folder}: is a file; name a folder")
     # A folder of the user's own needs no lock, so that a text can be read while the run goes on training.
@@ -104,7 +104,8 @@ def texts_of(file: Path) -> list[Text]:
     if file.suffix == ".jsonl":
         return read_texts(file)
     if not file.is_file():
-        raise UserError(f"{file}: there is no such file; mend the path")
+        what = "is a folder; name a file in it" if file.is_dir() else "there is no such file; mend the path"
+        raise UserError(f"{file}: {what}")
     try:
         # A mark of the byte order is none of the text; line breaks stay as they are.
         text = file.read_bytes().decode("utf-8-sig")

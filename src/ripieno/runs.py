@@ -61,9 +61,9 @@ class RunFolder:
         """File of what one method says of every token of a data set's solved questions after an epoch."""
         return self.path / "tokens" / folder / file / f"{method}-epoch-{epoch:03d}.parquet"
 
-    def reading(self, stem: str, sha256: str) -> Path:
-        """Folder of what was made of a text of the user's own."""
-        return self.path / "read" / f"{stem}-{sha256[:8]}"
+    def reading(self, stem: str, sha256: str, epoch: int) -> Path:
+        """Folder of what was made of a text of the user's own after an epoch (0 is the base)."""
+        return self.path / "read" / f"{stem}-{sha256[:8]}-epoch-{epoch:03d}"
 
     def questions(self, folder: str, file: str) -> Path:
         """File of a data set's questions, as they were asked."""

@@ -85,7 +85,7 @@ def assert_truth(t: Tokens, each: np.ndarray) -> None:
 def test_a_text_is_read_as_by_the_members_adapters_in_peft(run: Run, base: Path, tmp_path: Path) -> None:
     file = text_file(tmp_path)
     said = works("read", run.path, "--text", file)
-    folder = run.path / "read" / f"my text-{hashlib.sha256(TEXT.encode()).hexdigest()[:8]}"
+    folder = run.path / "read" / f"my text-{hashlib.sha256(TEXT.encode()).hexdigest()[:8]}-epoch-002"
     assert said.endswith(f"Table: {folder / 'tokens.parquet'}\nPage: {folder / 'index.html'}\n")
     t = read_parquet(folder / "tokens.parquet")
     tokens = byte_level_tokenizer()(TEXT).input_ids

@@ -61,6 +61,45 @@ def test_nothing_is_lost_on_the_way():
     assert counted == (high > np.median(high)).sum() == 30
 
 
+def test_a_member_that_left_off_moves_no_boundary():
+    """Mutual information is that of the members of every epoch, right or wrong that of all that answered."""
+    whole = [random_predictions(4, 61, 4, seed=e, epoch=e) for e in (1, 2, 3)]
+    whole[1:] = [replace(p, log_probs=p.log_probs[[0, 1, 3]], members=(0, 1, 3)) for p in whole[1:]]
+    found = measures.flows(whole)
+    kept = [p.probs if p.epoch > 1 else p.probs[[0, 1, 3]] for p in whole]
+    boundary = float(np.median(measures.mutual_information(kept[2])))
+    assert {f.boundary for f in found} == {boundary}
+    for p, probs in zip(whole[:2], kept, strict=False):
+        right = measures.pool(p.probs).argmax(axis=1) == p.targets
+        high = measures.mutual_information(probs) > boundary
+        counted = dict.fromkeys(("right, high", "right, low", "wrong, high", "wrong, low"), 0)
+        for f in found:
+            if f.epoch_from == p.epoch:
+                counted[f.state_from] += f.count
+        expected = [(right & high).sum(), (right & ~high).sum(), (~right & high).sum(), (~right & ~high).sum()]
+        assert list(counted.values()) == expected
+    # The members' order in a file says nothing.
+    first = replace(whole[0], log_probs=whole[0].log_probs[::-1], members=whole[0].members[::-1])
+    assert measures.flows([first, *whole[1:]]) == found
+
+
+def test_fewer_than_two_members_throughout_are_right_or_wrong_alone():
+    epochs = [random_predictions(2, 30, 3, seed=e, epoch=e, members=(e - 1, e)) for e in (1, 2)]
+    assert {(f.state_from, f.boundary) for f in measures.flows(epochs)} == {("right", None), ("wrong", None)}
+    alone = random_predictions(1, 30, 3, seed=3, epoch=2)
+    assert {f.boundary for f in measures.flows([epochs[0], alone])} == {None}
+
+
+def test_draws_from_one_member_are_told_apart():
+    epochs = [random_predictions(3, 30, 3, seed=e, epoch=e) for e in (1, 2)]
+    draws = [replace(p, members=(7, 7, 7)) for p in epochs]
+    assert measures.flows(draws) == measures.flows(epochs)
+    fewer = replace(draws[0], log_probs=draws[0].log_probs[:2], members=(7, 7))
+    assert {f.boundary for f in measures.flows([fewer, draws[1]])} == {
+        float(np.median(measures.mutual_information(epochs[1].probs[:2])))
+    }
+
+
 def test_questions_are_paired_by_their_ids():
     first = from_probs([[[1.0, 0.0], [0.0, 1.0], [1.0, 0.0]]], [0, 0, 0], epoch=1, question_ids=("a", "b", "c"))
     second = from_probs([[[1.0, 0.0], [1.0, 0.0]]], [0, 0], epoch=2, question_ids=("b", "a"))

@@ -10,7 +10,7 @@ from populations import from_probs, log_softmax, predictions_of, random_predicti
 
 from ripieno import measures
 from ripieno.measures import About, SizePoint, by_members, enough_members
-from ripieno.measures.ensemble_size import MOST_SUBSETS, apart_by_members
+from ripieno.measures.ensemble_size import MOST_SUBSETS, _orders, apart_by_members
 from ripieno.measures.table import SELECTIVE, UNCERTAINTIES
 from ripieno.predictions import Predictions
 
@@ -31,26 +31,66 @@ def exchangeable(members: int, questions: int, choices: int, seed: int = 0) -> P
     return predictions_of(log_softmax(logits, mask), mask, targets)
 
 
+def unequal(members: int, questions: int, choices: int, seed: int) -> Predictions:
+    rng = np.random.default_rng(seed)
+    truth, noise = 1.5 * rng.normal(size=(questions, choices)), rng.normal(size=(members, questions, choices))
+    mask = np.ones((questions, choices), dtype=bool)
+    targets = (truth + rng.gumbel(size=(questions, choices))).argmax(axis=1)
+    return predictions_of(
+        log_softmax(truth + np.linspace(0.3, 3.0, members)[:, None, None] * noise, mask), mask, targets
+    )
+
+
+def over_all_subsets(p: Predictions) -> dict[str, np.ndarray]:
+    """Return the mean over all subsets of each size, from the 2^M pooled predictions."""
+    M, N, K = p.probs.shape
+    held = ((np.arange(1, 2**M)[:, None] >> np.arange(M)) & 1).astype(float)
+    size = held.sum(axis=1)
+    pooled = (held @ p.probs.reshape(M, -1)).reshape(len(held), N, K) / size[:, None, None]
+    right = np.take_along_axis(pooled, p.targets[None, :, None], axis=2)[..., 0]
+    of_subset = {
+        "accuracy": (pooled.argmax(axis=2) == p.targets).mean(axis=1),
+        "nll": -np.log(right).mean(axis=1),
+        "brier": ((pooled**2).sum(axis=2) - 2 * right + 1).mean(axis=1),
+        "predictive_entropy": -(pooled * np.log(pooled)).sum(axis=2).mean(axis=1),
+    }
+    return {name: np.array([v[size == m].mean() for m in range(1, M + 1)]) for name, v in of_subset.items()}
+
+
 def course(points: list[SizePoint], measure: str) -> list[SizePoint]:
     return [point for point in points if point.measure == measure]
 
 
-def test_with_all_members_it_is_the_analysis_and_with_one_the_mean_member():
-    p = random_predictions(4, 60, 5)
+@pytest.mark.parametrize("members", [4, 7, 23])
+def test_with_all_members_it_is_the_analysis_and_with_one_the_mean_member(members):
+    p = random_predictions(members, 60, 5)
     points, rows = by_members(p), measures.analyze([p])
     of = {(r.who, r.measure): r for r in rows if r.pooling == "prob"}
-    bound = rounding(4 * 60 * 5, 10.0)
+    bound = rounding(members * 60 * 5, 10.0)
     for measure in MEASURES:
         last, first = course(points, measure)[-1], course(points, measure)[0]
         row = of["ensemble", measure]
         assert last.value == pytest.approx(row.value, abs=bound), measure
-        assert (last.members, last.subsets, last.n) == (4, 1, row.n)
+        assert (last.members, last.subsets, last.n) == (members, 1, row.n)
         if measure in MEANS:
             assert (last.low, last.high) == pytest.approx((row.low, row.high), abs=bound), measure
+        if not measure.endswith("_mi"):
+            assert (first.members, first.subsets) == (1, members)
         if ("members_mean", measure) in of:
             assert first.value == pytest.approx(of["members_mean", measure].value, abs=bound), measure
     assert course(points, "mutual_information")[0].value == 0.0
     assert course(points, "disagreement")[0].value == 0.0
+
+
+def test_one_member_has_one_size():
+    p = random_predictions(1, 30, 4)
+    points = by_members(p)
+    assert {c.measure for c in points} == {measure for measure in MEASURES if not measure.endswith("_mi")}
+    assert {(c.members, c.subsets, c.gain, c.gain_low) for c in points} == {(1, 1, None, None)}
+    rows = {r.measure: r.value for r in measures.analyze([p]) if r.pooling == "prob"}
+    for measure in ("accuracy", "nll", "ece", "aurc_confidence"):
+        assert course(points, measure)[0].value == pytest.approx(rows[measure], abs=rounding(30 * 4, 10.0))
+    assert enough_members(course(points, "accuracy")) is None
 
 
 def test_the_mean_over_subsets_by_hand():
@@ -103,18 +143,81 @@ def test_mutual_information_grows_with_the_members_and_exchangeable_subsets_are_
 def test_many_subsets_are_drawn_by_the_seed_and_differ():
     p = exchangeable(8, 20, 3)
     points = by_members(p, resamples=20)
-    expected = [min(math.comb(8, m), MOST_SUBSETS) for m in range(1, 9)]
-    assert [c.subsets for c in course(points, "nll")] == expected
+    found = [c.subsets for c in course(points, "nll")]
+    assert (found[0], found[6], found[7]) == (8, 8, 1)  # all there are
+    assert all(MOST_SUBSETS / 2 < subsets <= MOST_SUBSETS for subsets in found[1:6])
     assert by_members(p, resamples=20) == points
     other = by_members(p, resamples=20, seed=1)
     assert course(other, "nll")[3].value != course(points, "nll")[3].value
     assert course(other, "nll")[0].value == course(points, "nll")[0].value
+    few = exchangeable(6, 20, 3)
+    assert [c.value for c in by_members(few, seed=1)] == [c.value for c in by_members(few)]
+
+
+@pytest.mark.parametrize("members", [7, 10, 12, 50])
+def test_chains_have_each_member_at_each_place_equally_often(members):
+    orders = np.array(_orders(members, MOST_SUBSETS, seed=3))
+    assert orders.shape == (MOST_SUBSETS, members)
+    assert (np.sort(orders, axis=1) == np.arange(members)).all()
+    times = np.array([np.bincount(at_place, minlength=members) for at_place in orders.T])
+    assert times.max() - times.min() <= 1
+    assert len({tuple(order) for order in orders.tolist()}) == MOST_SUBSETS
+
+
+def test_gains_and_their_noise_hold_the_mean_over_all_subsets():
+    # With unequal members, whom an ensemble holds moves it more than how many: drawing anew at each size would show.
+    gains, missed, width, spread = 0, 0, 0.0, 0.0
+    for seed in range(3):
+        p = unequal(10, 1000, 3, seed)
+        points, truth = by_members(p, resamples=300, seed=seed), over_all_subsets(p)
+        for measure, values in truth.items():
+            found = course(points, measure)
+            for point, gain in zip(found[1:], np.diff(values), strict=True):
+                gains += 1
+                missed += not point.gain_low <= gain <= point.gain_high
+            width += sum(c.gain_high - c.gain_low for c in found[1:])
+            spread += sum(c.high - c.low for c in found[1:])
+            assert [found[0].value, found[8].value, found[9].value] == pytest.approx(
+                [values[0], values[8], values[9]], abs=rounding(1000 * 10, 10.0)
+            )
+    assert missed <= 0.05 * gains + 3 * math.sqrt(gains * 0.05 * 0.95)
+    assert width < spread / 2  # not by being wide
+
+
+def test_what_is_linear_in_the_members_is_the_same_at_each_size():
+    # All prefer the first choice, so the mean confidence of any ensemble is the mean of its members' own.
+    first = np.linspace(0.55, 0.95, 9)[:, None] + np.array([-0.04, 0.0, 0.03])
+    p = from_probs(np.stack([first, 1 - first], axis=-1), [0, 0, 1])
+    points = by_members(p)
+    for point in course(points, "mean_confidence"):
+        assert point.value == pytest.approx(0.75 - 0.01 / 3, abs=rounding(9 * 3 * MOST_SUBSETS, 10.0))
+    found = course(points, "expected_entropy")
+    assert [c.value for c in found] == pytest.approx([found[0].value] * 9, abs=rounding(9 * 3 * MOST_SUBSETS, 10.0))
+    assert {c.value for c in course(points, "accuracy")} == {2 / 3}
+
+
+def test_the_order_of_the_members_does_not_matter_where_all_subsets_are_measured():
+    # Probabilities in tenths: many questions tie, and sums of tenths round by their order.
+    rng = np.random.default_rng(0)
+    probs = rng.multinomial(10, [0.5, 0.3, 0.2], size=(5, 60)) / 10
+    p = from_probs(probs, rng.integers(0, 3, size=60))
+    points = [c for c in by_members(p, resamples=20) if not c.measure.startswith("nll")]
+    for order in ([4, 3, 2, 1, 0], [2, 0, 4, 1, 3]):
+        again = [c for c in by_members(from_probs(probs[order], p.targets), resamples=20) if c.measure != "nll"]
+        assert [(c.measure, c.members) for c in again] == [(c.measure, c.members) for c in points]
+        bound = rounding(5 * 60 * 3, 10.0)
+        assert [c.value for c in again] == pytest.approx([c.value for c in points], abs=bound)
+        ends = [[(c.low, c.high) for c in of if c.low is not None] for of in (points, again)]
+        assert np.array(ends[1]) == pytest.approx(np.array(ends[0]), abs=bound)
 
 
 def test_gains_are_paired():
     # What makes questions hard moves each size alike: gains are far surer than values.
     p = exchangeable(5, 300, 4)
     for point in course(by_members(p), "nll")[1:]:
+        assert point.gain_high - point.gain_low < 0.3 * (point.high - point.low)
+    # Along chains as well.
+    for point in course(by_members(exchangeable(8, 300, 4)), "nll")[1:]:
         assert point.gain_high - point.gain_low < 0.3 * (point.high - point.low)
 
 
@@ -124,14 +227,20 @@ def test_what_is_not_known_is_left_out():
     assert by_members(unlabelled.select(np.arange(0))) == []
     impossible = from_probs([[[1.0, 0.0], [0.5, 0.5]], [[0.5, 0.5]] * 2], [1, 0])
     assert "nll" not in {c.measure for c in by_members(impossible)}
+    impossible = from_probs(np.repeat(impossible.probs, 4, axis=0), [1, 0])
+    assert "nll" not in {c.measure for c in by_members(impossible)}
+    assert [c.measure for c in by_members(random_predictions(8, 9, 3, targets=np.full(9, -1))) if c.members == 1] == [
+        *OF_ALL
+    ]
     partly = random_predictions(2, 20, 4)
     partly = replace(partly, targets=np.where(np.arange(20) < 5, partly.targets, -1))
     assert {c.measure: c.n for c in by_members(partly)}["nll"] == 5
     assert {c.measure: c.n for c in by_members(partly)}["disagreement"] == 20
 
 
-def test_questions_of_one_passage_are_drawn_together():
-    p = exchangeable(2, 40, 3)
+@pytest.mark.parametrize("members", [2, 8])
+def test_questions_of_one_passage_are_drawn_together(members):
+    p = exchangeable(members, 40, 3)
     halves, one = ([f"passage {n // size}" for n in range(40)] for size in (20, 40))
     apart, together, single = (
         course(by_members(p, a), "nll")[0]
@@ -150,7 +259,9 @@ def points_of(*gains: tuple[float, float]) -> list[SizePoint]:
 
 def test_enough_members_is_the_size_before_the_first_gain_within_the_noise():
     assert enough_members(points_of((-0.2, -0.1), (-0.1, -0.01), (-0.05, 0.02), (-0.03, 0.01))) == 3
-    assert enough_members(points_of((-0.2, 0.1), (-0.1, -0.01))) == 1
+    assert enough_members(points_of((-0.2, 0.1), (-0.1, -0.01))) == 1  # a later gain does not move it
+    assert enough_members(points_of((-0.2, -0.1), (0.1, 0.2), (-0.1, 0.1))) == 3  # nor is a loss noise
+    assert enough_members(points_of((1e-17, 1e-16), (0.1, 0.2))) == 1  # rounding is no gain
     assert enough_members(points_of((0.0, 0.0))) == 1
     assert enough_members(points_of((-0.2, -0.1), (-0.1, -0.01))) is None
     assert enough_members(list(reversed(points_of((-0.2, -0.1), (-0.1, 0.1))))) == 2
@@ -158,20 +269,29 @@ def test_enough_members_is_the_size_before_the_first_gain_within_the_noise():
     assert enough_members([]) is None
 
 
-def test_equal_members_are_one_too_many():
+@pytest.mark.parametrize("members", [4, 9])
+def test_equal_members_are_one_too_many(members):
     one = exchangeable(1, 50, 3)
-    copies = replace(one, log_probs=np.repeat(one.log_probs, 4, axis=0), members=(0, 1, 2, 3))
-    assert enough_members(course(by_members(copies), "accuracy")) == 1
+    copies = replace(one, log_probs=np.repeat(one.log_probs, members, axis=0), members=tuple(range(members)))
+    points = by_members(copies)
+    for measure in MEANS:
+        assert enough_members(course(points, measure)) == 1, measure
+    assert {c.value for c in course(points, "mutual_information")} == {0.0}
 
 
-def test_foreign_sets_are_told_apart_by_ensembles_of_each_size():
-    inside, outside = exchangeable(4, 80, 5), replace(exchangeable(4, 60, 4, seed=1), dataset="away")
+@pytest.mark.parametrize("members", [4, 8])
+def test_foreign_sets_are_told_apart_by_ensembles_of_each_size(members):
+    inside, outside = exchangeable(members, 80, 5), replace(exchangeable(members, 60, 4, seed=1), dataset="away")
     points = apart_by_members(inside, outside)
     assert {(c.dataset, c.against, c.variant, c.n, c.low) for c in points} == {
         ("away", "set/test", "k_matched", 140, None)
     }
     sizes = {name: [c.members for c in course(points, f"ood_auroc_{name}")] for name in UNCERTAINTIES}
-    assert sizes == {"entropy": [1, 2, 3, 4], "mi": [2, 3, 4], "confidence": [1, 2, 3, 4]}
+    every = list(range(1, members + 1))
+    assert sizes == {"entropy": every, "mi": every[1:], "confidence": every}
+    # The same ensembles as of the other measures.
+    subsets = [c.subsets for c in course(by_members(inside, resamples=20), "nll")]
+    assert [c.subsets for c in course(points, "ood_auroc_entropy")] == subsets
     rows = measures.tell_apart(inside, outside, resamples=0)
     whole = {r.measure: r.value for r in rows if r.variant == "k_matched"}
     for name in UNCERTAINTIES:
@@ -180,13 +300,13 @@ def test_foreign_sets_are_told_apart_by_ensembles_of_each_size():
     single = [
         measures.tell_apart(of_inside, of_outside, resamples=0)
         for of_inside, of_outside in (
-            [replace(p, log_probs=p.log_probs[[m]], members=(m,)) for p in (inside, outside)] for m in range(4)
+            [replace(p, log_probs=p.log_probs[[m]], members=(m,)) for p in (inside, outside)] for m in range(members)
         )
     ]
     of_singles = [
         r.value for rows in single for r in rows if (r.variant, r.measure) == ("k_matched", "ood_auroc_entropy")
     ]
     first = course(points, "ood_auroc_entropy")[0]
-    assert (first.value, first.subsets) == (pytest.approx(np.mean(of_singles), abs=rounding(140, 1.0)), 4)
+    assert (first.value, first.subsets) == (pytest.approx(np.mean(of_singles), abs=rounding(140, 1.0)), members)
     unknown = replace(inside, targets=np.full(80, -1))
     assert apart_by_members(unknown, outside) == []  # no wrong choice can be dropped

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from populations import EPS, any_predictions, log_softmax, random_predictions, rounding
+from populations import EPS, any_predictions, from_probs, log_softmax, random_predictions, rounding
 
 from ripieno.data.matching import drop_choices, match_questions
 from ripieno.data.question import Question
@@ -117,6 +117,39 @@ def test_dropped_letters_join_the_mass_outside() -> None:
     assert found.outside_mass[0, 0] > 0.35
     assert match_choices(p, 3, 0).outside_mass is not None
     assert match_choices(replace(p, scores=None), 2, 0).outside_mass is None
+
+
+def test_absent_choices_between_the_others_are_never_kept() -> None:
+    """Of choices 0, 2 and 3 two stay, the right one among them: the draw's 0, 1 and 2 are places among those."""
+    probs = np.array([[[0.1, 0.0, 0.1, 0.8], [0.25, 0.25, 0.25, 0.25]]])
+    mask = np.array([[True, False, True, True], [True, True, True, True]])
+    p = with_all(from_probs(probs, [3, 0], mask=mask))
+    for choices in (2, 3):
+        found = match_choices(p, choices, 0)
+        assert found.mask.all()
+        assert found.targets[0] == choices - 1  # the right one is the last of its choices
+        assert found.probs.sum(axis=-1) == pytest.approx(1.0, abs=rounding(choices, 1.0))
+        assert found.probs[0, 0, -1] == pytest.approx(0.8 / (0.7 + 0.1 * choices), abs=rounding(choices, 1.0))
+        assert found.tokens is not None
+        assert 1 not in found.tokens[0]
+    assert match_choices(p, 3, 0).tokens[0].tolist() == [0, 2, 3]  # type: ignore[index]
+    assert match_choices(p, 4, 0).question_ids == ("q1",)
+
+
+def test_a_target_that_is_no_choice_is_refused() -> None:
+    p = from_probs([[[0.2, 0.0, 0.8]]], [1], mask=np.array([[True, False, True]]))
+    with pytest.raises(ValueError, match="question 'q0': target 1 is none of its choices"):
+        match_choices(p, 2, 0)
+
+
+def test_fixed_letters_are_left_out_where_letters_changed() -> None:
+    p = random_predictions(2, 9, 4)
+    p = replace(p, letter_log_probs=np.log(np.full((2, 9, 5), 0.1)))
+    assert match_choices(p, 2, 0).letter_log_probs is None
+    whole = p.select(p.mask.sum(axis=1) == 4)
+    found = match_choices(whole, 4, 0)
+    assert found.letter_log_probs is not None
+    assert np.array_equal(found.letter_log_probs, whole.letter_log_probs)  # type: ignore[arg-type]
 
 
 def test_none_may_be_left() -> None:

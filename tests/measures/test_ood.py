@@ -99,7 +99,7 @@ def test_where_the_prompt_lists_the_choices_they_have_to_be_asked_again():
         of_matched = [r for r in rows if r.variant == "k_matched"]
         assert {(r.value, r.low, r.high, r.n) for r in of_matched} == {(None, None, None, 0)}
         assert {r.reason for r in of_matched} == {
-            "the choices stand in the prompt; `ripieno evaluate` asks again with 4 of them"
+            "the choices stand in the prompt; `ripieno evaluate RUN --choices 4 --epoch 0` asks again with fewer"
         }
         assert all(r.reason is None for r in rows if r.variant is None and "entropy" in r.measure)
     again = listed(normal(25, 4, 2, "in"), choices=4)

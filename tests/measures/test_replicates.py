@@ -51,6 +51,35 @@ def test_null_in_one_is_null_in_all_with_its_reason():
     assert row.scope == "training"
 
 
+def test_what_was_not_trained_keeps_its_own_interval():
+    """The base and the trivial baselines are the same in each replicate: no spread, which is no certainty either."""
+    where = ("away", "test", "ensemble", 1, "ensemble")
+    base = Row("set", "test", "base", 0, "ensemble", "accuracy", 0.5, 10, low=0.25, high=0.75)
+    length = Row(*where, "ood_auroc_prompt_length", 0.9, 20, low=0.8, high=0.95, against="set/test")
+    unknown = Row(*where, "ood_fpr95_mahalanobis", None, 20, against="set/test", reason="nothing is known")
+    entropy = Row(*where, "ood_auroc_entropy", 0.75, 20, low=0.7, high=0.8, against="set/test")
+    untrained = [base, length, unknown]
+    found = over_replicates([[*untrained, entropy], [*untrained, replace(entropy, value=0.8)]])
+    assert found[:3] == untrained
+    assert [row.scope for row in found] == ["questions"] * 3 + ["training"]
+
+
+def test_an_analysis_of_replicates_has_no_interval_without_width():
+    sets = [(name, r) for r in range(2) for name in ("home", "away")]
+    parts = [
+        replace(random_predictions(2, 30, 3, seed=r + 5 * (name == "away"), dataset=name), replicate=r, epoch=1)
+        for name, r in sets
+    ]
+    base = [replace(random_predictions(1, 30, 3, seed=9, dataset="home"), method="base", replicate=r) for r in range(2)]
+    rows = measures.Evidence([*base, *parts], ["away/test"]).analyze(resamples=20).rows
+    scopes = {row.method: {r.scope for r in rows if r.method == row.method and r.against is None} for row in rows}
+    assert scopes == {"base": {"questions"}, "ensemble": {"training"}}
+    choices = [row for row in rows if row.measure == "ood_auroc_choices" and row.variant is None]
+    assert [(row.scope, row.low is None) for row in choices] == [("questions", False)]
+    [accuracy] = [row for row in rows if (row.method, row.who, row.measure) == ("base", "ensemble", "accuracy")]
+    assert accuracy.low < accuracy.value < accuracy.high  # type: ignore[operator]
+
+
 def test_rows_that_one_replicate_lacks_are_left_out():
     assert [row.who for row in over_replicates([table(0.6)[:1], table(0.8)])] == ["ensemble"]
 

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import base64
 import json
+import re
 import zlib
 from dataclasses import replace
 from typing import Any
@@ -37,7 +38,7 @@ def unpack(explored: explorer.Explored) -> tuple[dict[str, Any], dict[str, np.nd
     sets = []
     for each in header["sets"]:
         n, M = len(each["ids"]), len(each["members"])
-        sets.append({"probs": take("<u2", n, 1 + M, each["width"]), "votes": take("<u2", n, M)})
+        sets.append({"probs": take("<u2", n, 1 + each["drawn"], each["width"]), "votes": take("<u2", n, M)})
     assert at == len(content)
     return header, columns, sets
 
@@ -137,7 +138,95 @@ def test_numbers_stay_where_no_length_is_short_enough(monkeypatch: pytest.Monkey
     p = answers("a/test", seed=0, n=30)
     explored = explorer.data([p], {"a/test": asked(p)})
     assert explored.longest == min(explorer.LENGTHS)
-    assert explored.questions == 30
+    assert (explored.questions, explored.asked, explored.drawn) == (30, 30, 3)
+
+
+def random_texts(p: Predictions) -> list[Question]:
+    """As many characters as a question of CommonsenseQA has, but of random letters, which hardly compress."""
+    random = np.random.default_rng(0)
+    texts = (random.bytes(65).hex() for _ in p.question_ids)
+    sizes = p.mask.sum(axis=1).tolist()
+    return [Question(i, t, tuple("abcdefgh"[:k])) for i, t, k in zip(p.question_ids, texts, sizes, strict=True)]
+
+
+def test_fifty_members_and_ten_thousand_questions_fit() -> None:
+    """Fewer members are there one by one; the ensemble, the measures and the votes are of all."""
+    p = answers("a/test", seed=0, n=10_000, sizes=(4,), members=50)
+    explored = explorer.data([p], {"a/test": random_texts(p)})
+    assert len(explored.payload) <= explorer.BUDGET
+    assert (explored.questions, explored.asked, explored.longest) == (10_000, 10_000, None)
+    assert (explored.members, explored.drawn) == (50, 16)
+    header, columns, [own] = unpack(explored)
+    assert header["sets"][0]["members"] == list(range(50))
+    shown = np.concatenate([p.probs.mean(axis=0)[None], p.probs[:16]]).transpose(1, 0, 2)
+    np.testing.assert_allclose(own["probs"] / explorer.STEPS, shown, rtol=0, atol=0.0005 * (1 + 1e-9))
+    np.testing.assert_array_equal(own["votes"], p.probs.argmax(axis=2).T)
+    information = uncertainty.mutual_information(p.probs).astype(np.float32)
+    np.testing.assert_array_equal(columns["mutual_information"], information)
+
+
+def test_ten_members_and_ten_thousand_questions_are_all_there() -> None:
+    p = answers("a/test", seed=0, n=10_000, sizes=(5,), members=10)
+    explored = explorer.data([p], {"a/test": random_texts(p)})
+    assert len(explored.payload) <= explorer.BUDGET
+    assert (explored.questions, explored.longest, explored.drawn) == (10_000, None, 10)
+
+
+def test_forty_thousand_questions_are_drawn_from(predictions: list[Predictions]) -> None:
+    """At random from each set, so that what the page counts among them is what it would count among all."""
+    parts = [answers(f"{name}/test", seed=s, n=n) for name, s, n in (("a", 1, 30_000), ("b", 2, 10_000), ("c", 3, 3))]
+    parts = [replace(p, log_probs=np.tile(p.log_probs, (4, 1, 1))[:10], members=tuple(range(10))) for p in parts]
+    explored = explorer.data(parts, {p.name: random_texts(p) for p in parts})
+    assert 0.9 * explorer.LIMIT < len(explored.payload) <= explorer.LIMIT
+    assert (explored.asked, explored.members, explored.drawn) == (40_003, 10, 0)
+    header, columns, _ = unpack(explored)
+    sizes = [len(s["ids"]) for s in header["sets"]]
+    share = sizes[0] / 30_000
+    assert sizes[1] == pytest.approx(10_000 * share, abs=1)
+    assert sizes[2] in (1, 2)
+    at = [p.question_ids.index(id_) for p, s in zip(parts[1:], header["sets"][1:], strict=True) for id_ in s["ids"]]
+    assert at[: sizes[1]] == sorted(at[: sizes[1]])  # in the order of the file, each once
+    assert len(set(at[: sizes[1]])) == sizes[1]
+    for p, part in zip(parts, (slice(0, sizes[0]), slice(sizes[0], -sizes[2])), strict=False):
+        for measure, each in (("correct", p.probs.mean(axis=0).argmax(axis=1) == p.targets),
+                              ("confidence", p.probs.mean(axis=0).max(axis=1))):  # fmt: skip
+            # Four standard errors of a mean of draws without replacement.
+            error = each.std() * np.sqrt((1 - share) / (share * len(each)))
+            assert columns[measure][part].mean() == pytest.approx(each.mean(), abs=4 * error)
+
+
+def test_whatever_the_limit_each_set_keeps_a_question(
+    predictions: list[Predictions], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(explorer, "BUDGET", 10)
+    monkeypatch.setattr(explorer, "LIMIT", 10)
+    explored = explorer.data(predictions, {})
+    assert [len(s["ids"]) for s in unpack(explored)[0]["sets"]] == [1, 1]
+    assert (explored.questions, explored.asked, explored.drawn) == (2, 102, 0)
+
+
+def test_the_page_says_what_was_left_out() -> None:
+    p = answers("a/test", seed=0, n=20)
+    whole = explorer.data([p], {"a/test": asked(p)})
+    parts = [
+        replace(whole, drawn=1),
+        replace(whole, drawn=0),
+        replace(whole, asked=1234),
+        replace(whole, asked=1234, drawn=0),
+    ]
+    pages = [build(summary(("a/test",)), [p], Analysis(), explored) for explored in (whole, *parts)]
+    found = [re.search('<p id="explorer-left-out">(.*?)</p>', page, re.DOTALL) for page in pages]
+    assert [match and " ".join(match[1].split()) for match in found] == [
+        None,
+        "So that the page stays small, 1 of 3 members are shown one by one, the first; all are in the ensemble's numbers "
+        "and in the votes.",
+        "So that the page stays small, no member is shown one by one; all are in the ensemble's numbers and in the votes.",
+        "So that the page stays small, the explorer holds 20 of 1,234 questions, drawn at random from each set. "
+        "The rest of the page is made of all questions.",
+        "So that the page stays small, the explorer holds 20 of 1,234 questions, drawn at random from each set and "
+        "no member is shown one by one; all are in the ensemble's numbers and in the votes. "
+        "The rest of the page is made of all questions.",
+    ]
 
 
 def test_refuses_questions_that_are_not_those_answered() -> None:

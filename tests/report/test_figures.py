@@ -129,7 +129,8 @@ def test_a_course_says_what_it_shows() -> None:
 def test_histograms_are_matched_where_leaving_a_choice_out_is_what_asking_again_gives() -> None:
     """A listed choice changes the others' scores, so that without asking again both sets are drawn as they are."""
     inside, outside = answers("home/test", seed=1, n=40), answers("away/test", seed=2, n=40, sizes=(4,))
-    sets = [evaluated_set(inside, False), evaluated_set(outside, True)]
+    found = Results(Analysis(), "ensemble")
+    sets = [evaluated_set(found, inside, False), evaluated_set(found, outside, True)]
     (figure,) = figures.histograms([inside, outside], sets, [])
     assert figure.sentences == ("K-matched: wrong choices dropped at random until every question has 4.",)
     assert len(figure.panels) == 3

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from synthetic import answers, summary
 
+from ripieno.measures.analysis import analyze
 from ripieno.measures.table import BASELINES, Analysis, Comparison, Row
 from ripieno.predictions import Predictions
 from ripieno.report import believed, handover, story, unfamiliar
@@ -155,8 +156,13 @@ def test_what_more_is_known_of_calibration() -> None:
 
 def test_confidence_of_a_calibrated_and_an_overconfident_model() -> None:
     """The gap is measured on the questions themselves: 54% sure where 54% are right, and a model twice as sure."""
-    calibrated = evaluated_set(answers("a/test", seed=1, n=4000, spread=0.0), out=False).gap
-    overconfident = evaluated_set(answers("a/test", seed=1, n=4000, scale=2.0, spread=0.0), out=False).gap
+
+    def gap(scale: float) -> Interval | None:
+        p = answers("a/test", seed=1, n=4000, scale=scale, spread=0.0)
+        found = Results(Analysis(analyze([p], resamples=200)), "ensemble")
+        return evaluated_set(found, p, out=False).gap
+
+    calibrated, overconfident = gap(1.0), gap(2.0)
     assert calibrated is not None
     assert overconfident is not None
     assert calibrated.against(0.0) == 0

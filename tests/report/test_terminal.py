@@ -58,7 +58,8 @@ def test_summary_shows_the_numbers_of_the_analysis(analysis):
             f"ensemble's NLL less that of {c.second}: {c.difference:+.3f} [{c.low:+.3f}, {c.high:+.3f}]"
         )
     of = {"dataset": "away", "who": "ensemble", "against": "home/test", "variant": "k_matched"}
-    shown = [f"{s} {value(analysis, measure=f'ood_auroc_{s}', **of):.2f}" for s in ("entropy", "mi", "confidence")]
+    names = {"entropy": "entropy", "mi": "members' disagreement", "confidence": "confidence"}
+    shown = [f"{name} {value(analysis, measure=f'ood_auroc_{s}', **of):.2f}" for s, name in names.items()]
     assert lines[-1].strip() == f"away/test from home/test: {', '.join(shown)}"
 
 
@@ -77,38 +78,45 @@ def test_a_summary_without_labels_or_base_shows_a_dash():
     rows = Evidence([answers("home/test", seed=0, n=20, labelled=False)]).analyze(resamples=20)
     lines = list(terminal.summary(rows, "ensemble"))
     says_nothing_odd(lines)
-    assert [line.split()[-3:] for line in lines[2:]] == [["-", "-", "-"]] * 3
+    # There is no base, so no line of it.
+    assert [line.split()[-3:] for line in lines[2:]] == [["-", "-", "-"]] * 2
 
 
-def test_every_row_is_shown_under_its_heading(analysis):
-    lines = list(terminal.every_row(analysis))
+def test_the_table_shows_the_ensembles_at_their_last_epochs_and_counts_the_rest(analysis):
+    lines = list(terminal.table(analysis))
     says_nothing_odd(lines)
+    expected = [
+        row
+        for row in analysis.rows
+        if row.pooling == "prob"
+        and (row.who == "ensemble" or (row.who == "members_mean" and row.method == "ensemble"))
+        and row.epoch == (0 if row.method == "base" else 2)
+    ]
     shown, heading = [], ""
     end = lines.index("Paired differences on the same questions (p: corrected for all of a data set, Holm)")
     for line in lines[:end]:
-        if line.startswith("  "):
-            measure, number, *rest = line.split(maxsplit=2)
-            shown.append((heading, measure, number, *rest))
-        elif line:
+        if line.startswith("  ") and not line.strip().startswith("value"):
+            measure, number, n, *rest = line.split(maxsplit=3)
+            shown.append((heading, measure, number, n, *rest))
+        elif line and not line.startswith(" "):
             heading = line
-    assert len(shown) == len(analysis.rows)
-    for row, (_, measure, number, *rest) in zip(analysis.rows, shown, strict=True):
-        assert measure == row.measure
+    assert len(shown) == len(expected)
+    for row, (_, measure, number, n, *rest) in zip(expected, shown, strict=True):
+        assert (measure, n) == (row.measure, f"{row.n:,}")
         assert number == ("-" if row.value is None else f"{row.value:.4f}")
         if row.value is None:
             assert rest == [f"({row.reason})"]
         else:
             assert rest == ([] if row.low is None else [f"[{row.low:.4f}, {row.high:.4f}]"])
     headings = list(dict.fromkeys(of for of, *_ in shown))
-    assert headings[0] == "home/test · base epoch 0 · ensemble, n = 60"
-    assert "away/test · ensemble epoch 2 · mean member, n = 60" in headings
-    assert "away/test · ensemble epoch 2 · member 1, n = 60" in headings
-    assert "home/test · ensemble epoch 2 · ensemble, n = 60 · pooled by the mean of logits" in headings
-    assert "away/test · ensemble epoch 2 · ensemble, n = 120 · against home/test" in headings
-    assert len(lines) == end + 1 + len(analysis.comparisons)
-    c, line = analysis.comparisons[-1], lines[-1]
+    assert headings[0] == "home/test · base epoch 0 · ensemble"
+    assert "away/test · ensemble epoch 2 · mean member" in headings
+    assert "home/test · ensemble epoch 2 · ensemble · temperature" in headings
+    assert "away/test · ensemble epoch 2 · ensemble · k matched · against home/test" in headings
+    c, line = analysis.comparisons[-1], lines[end + len(analysis.comparisons)]
     for number in (f"{c.difference:+.4f}", f"[{c.low:+.4f}, {c.high:+.4f}]", f"p = {c.p_holm:.3g}", c.first, c.second):
         assert number in line
+    assert lines[-1].startswith(f"{len(analysis.rows) - len(expected):,} rows more ")
 
 
 def test_a_temperature_shows_before_and_after(analysis):
@@ -146,6 +154,6 @@ def test_two_runs_are_told_apart_or_not(measure, difference, p, said):
 def test_the_most_certain_and_the_smallest_are_numbers_too():
     where = ("home", "", "ensemble", 1, "ensemble")
     rows = [Row(*where, "nll", np.float64(0.0), 1), Row(*where, "brier", 1e-9, 1, 0.0, 1e-9)]
-    lines = list(terminal.every_row(Analysis(rows)))
-    assert lines[0] == "home · ensemble epoch 1 · ensemble, n = 1"
-    assert [line.split()[1] for line in lines[1:]] == ["0.0000", "0.0000"]
+    lines = list(terminal.table(Analysis(rows)))
+    assert lines[0] == "home · ensemble epoch 1 · ensemble"
+    assert [line.split()[1] for line in lines[2:]] == ["0.0000", "0.0000"]

@@ -27,6 +27,8 @@ class About:
         prompt_nll: [N], nats a token: the base's mean negative log-likelihood of the prompt; exp of it: perplexity.
         hidden: [N, D], the base's last hidden state at the answer.
         distance: [N], how far that lies from those of the training questions (`ood.Detector`).
+        read: bool [N], whether the base read the question (one that was too long it did not), so that the four before
+            hold something; None: all of them.
     """
 
     question_ids: Sequence[str]
@@ -36,14 +38,19 @@ class About:
     prompt_nll: Floats | None = None
     hidden: NDArray[Any] | None = None
     distance: Floats | None = None
+    read: NDArray[np.bool_] | None = None
     _place: dict[str, int] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "_place", {question: n for n, question in enumerate(self.question_ids)})
 
     def of(self, question_ids: Sequence[str]) -> About:
-        """Return the same of some questions, in their order; nothing is known where one of them is missing here."""
-        if tuple(question_ids) == tuple(self.question_ids):
+        """Return the same of some questions, in their order.
+
+        Nothing is known where one of them is missing here, and nothing that the base would say where it did not read
+        one.
+        """
+        if self.read is None and tuple(question_ids) == tuple(self.question_ids):
             return self  # hidden states are large
         if not all(question in self._place for question in question_ids):
             return About(question_ids)
@@ -52,15 +59,19 @@ class About:
         def some(array: Any) -> Any:
             return None if array is None else array[index]
 
+        def of_base(array: Any) -> Any:
+            return None if self.read is not None and not self.read[index].all() else some(array)
+
         return replace(
             self,
             question_ids=question_ids,
             passages=None if self.passages is None else [self.passages[i] for i in index],
             choice_bytes=some(self.choice_bytes),
-            prompt_tokens=some(self.prompt_tokens),
-            prompt_nll=some(self.prompt_nll),
-            hidden=some(self.hidden),
-            distance=some(self.distance),
+            prompt_tokens=of_base(self.prompt_tokens),
+            prompt_nll=of_base(self.prompt_nll),
+            hidden=of_base(self.hidden),
+            distance=of_base(self.distance),
+            read=some(self.read),
         )
 
     @property

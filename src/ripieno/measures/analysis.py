@@ -29,7 +29,8 @@ from ripieno.predictions import Predictions, concatenate
 
 NO_FIT = "no calibration question has a known answer of positive probability"
 
-Temperatures = Mapping[tuple[str, int, int], Estimate]
+FittedAs = tuple[str, int, int, tuple[int, ...]]
+Temperatures = Mapping[FittedAs, Estimate]
 
 
 def analyze(
@@ -46,8 +47,9 @@ def analyze(
 
     For the ensemble: all measures, pooled by the mean of probabilities and, with several members, by the mean of logits
     as well. For each member and the mean over members: those that are means over questions, and ece. What needs the
-    right choices is taken over the questions where they are known, the rest over all. Means, and measures that rank
-    questions, carry bootstrap intervals (bootstrap.py); errors of calibration do not, since theirs would be wrong.
+    right choices is taken over the questions where they are known, the rest over all. Means, and at a method's last
+    epoch measures that rank questions, carry bootstrap intervals (bootstrap.py); errors of calibration do not, since
+    theirs would be wrong.
 
     Args:
         predictions: any data sets, methods and epochs. Several replicates of the same become one: their mean, with an
@@ -66,8 +68,10 @@ def analyze(
     """
     fits = fit_temperatures(calibration)
     groups: dict[tuple[str, str, str, int], list[list[Row]]] = {}
+    last = last_epochs(predictions)
     for p in predictions:
-        context = Context.of(p, about or {}, costs, bins, resamples, seed)
+        at_last = p.epoch == last[p.name, p.method]
+        context = Context.of(p, about or {}, at_last, costs, bins, resamples, seed)
         rows = _measured(p, context, fits.get(fitted_as(p)))
         groups.setdefault((p.dataset, p.split, p.method, p.epoch), []).append(rows)
     return [row for group in groups.values() for row in over_replicates(group)]
@@ -124,14 +128,22 @@ def _rows(
     ]
 
 
-def fitted_as(p: Predictions) -> tuple[str, int, int]:
+def last_epochs(predictions: Sequence[Predictions]) -> dict[tuple[str, str], int]:
+    """Return the last epoch that each data set was asked at, by its name and the method."""
+    last: dict[tuple[str, str], int] = {}
+    for p in predictions:
+        last[p.name, p.method] = max(p.epoch, last.get((p.name, p.method), p.epoch))
+    return last
+
+
+def fitted_as(p: Predictions) -> FittedAs:
     """Return what shares a temperature: the same members at the same epoch, whatever they were asked."""
-    return p.method, p.epoch, p.replicate
+    return p.method, p.epoch, p.replicate, p.members
 
 
 def fit_temperatures(parts: Sequence[Predictions]) -> Temperatures:
     """Fit a temperature to each method, epoch and replicate, over all its data sets."""
-    groups: dict[tuple[str, int, int], list[Predictions]] = {}
+    groups: dict[FittedAs, list[Predictions]] = {}
     for p in parts:
         groups.setdefault(fitted_as(p), []).append(p)
     fits = {}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from itertools import pairwise
 
 import numpy as np
@@ -13,6 +13,7 @@ from ripieno.measures.uncertainty import Floats, mutual_information, pool
 from ripieno.predictions import Predictions
 
 BASE = "base"
+Answerer = tuple[int, int]  # a member, and which of the draws from it
 
 
 def flows(predictions: Sequence[Predictions]) -> list[Flow]:
@@ -20,8 +21,10 @@ def flows(predictions: Sequence[Predictions]) -> list[Flow]:
 
     Between two epochs of a method the states are right or wrong, with low or high mutual information: the quadrants of
     the paper's figures (arXiv:2402.12264). "High" is above the median over that set's questions at the method's last
-    epoch, the same boundary for all epochs. Of one member, and from the base (epoch 0) to the last epoch, the states
-    are right or wrong alone: what the base knew and the ensemble forgot, and what it learned.
+    epoch, the same boundary for all epochs. Mutual information grows with the number of members, so where one has left
+    off (its training failed), it is taken over those that answered at every epoch; right or wrong is the whole
+    ensemble. Of one such member or none, and from the base (epoch 0) to the last epoch, the states are right or wrong
+    alone: what the base knew and the ensemble forgot, and what it learned.
 
     Args:
         predictions: of any data sets, methods and epochs, the base's among them (method "base"). Of several
@@ -44,19 +47,22 @@ def flows(predictions: Sequence[Predictions]) -> list[Flow]:
     for (dataset, split, _), course in courses.items():
         course.sort(key=lambda p: p.epoch)
         last = course[-1]
+        throughout = set.intersection(*(set(_answerers(p)) for p in course))
         boundary = None  # one member cannot disagree
-        if len(last.members) > 1 and last.question_ids:
-            boundary = float(np.median(_disagreement(last)))
+        if len(throughout) > 1 and last.question_ids:
+            boundary = float(np.median(_disagreement(last, throughout)))
         for before, after in pairwise(course):
-            found += _between(before, after, boundary)
+            found += _between(before, after, throughout, boundary)
         base = bases.get((dataset, split))
         if base is not None:
-            found += _between(base, last, None)
+            found += _between(base, last, throughout, None)
     return found
 
 
-def _between(before: Predictions, after: Predictions, boundary: float | None) -> list[Flow]:
-    first, second = _states(before, boundary), _states(after, boundary)
+def _between(
+    before: Predictions, after: Predictions, throughout: Collection[Answerer], boundary: float | None
+) -> list[Flow]:
+    first, second = _states(before, throughout, boundary), _states(after, throughout, boundary)
     pairs = [(first[question], state) for question, state in second.items() if question in first]
     counts = Counter(pairs)
     return [
@@ -70,14 +76,19 @@ def _between(before: Predictions, after: Predictions, boundary: float | None) ->
     ]
 
 
-def _states(p: Predictions, boundary: float | None) -> dict[str, str]:
+def _states(p: Predictions, throughout: Collection[Answerer], boundary: float | None) -> dict[str, str]:
     """Return the state of each question with a known answer."""
     right = pool(p.probs).argmax(axis=1) == p.targets
     words = np.where(right, "right", "wrong")
     if boundary is not None:
-        words = np.char.add(words, np.where(_disagreement(p) > boundary, ", high", ", low"))
+        words = np.char.add(words, np.where(_disagreement(p, throughout) > boundary, ", high", ", low"))
     return {question: str(words[n]) for n, question in enumerate(p.question_ids) if p.labelled[n]}
 
 
-def _disagreement(p: Predictions) -> Floats:
-    return mutual_information(p.probs)
+def _answerers(p: Predictions) -> list[Answerer]:
+    return [(member, p.members[:m].count(member)) for m, member in enumerate(p.members)]
+
+
+def _disagreement(p: Predictions, throughout: Collection[Answerer]) -> Floats:
+    """Return the mutual information [N] of those members that answered at every epoch."""
+    return mutual_information(p.probs[[m for m, who in enumerate(_answerers(p)) if who in throughout]])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 
@@ -18,19 +18,10 @@ from ripieno.measures.ood import k_matched
 from ripieno.measures.ranking import ood_measures
 from ripieno.measures.selective import selective_measures
 from ripieno.measures.table import UNCERTAINTIES, SizePoint
-from ripieno.measures.uncertainty import (
-    Floats,
-    confidence,
-    disagreement,
-    entropy,
-    margin,
-    normalised_entropy,
-    pool,
-    pool_log,
-)
+from ripieno.measures.uncertainty import Floats, confidence, entropy, epistemic, margin, mean_member, pool, pool_log
 from ripieno.predictions import Predictions
 
-MOST_SUBSETS = 20  # of one size; more are drawn, not enumerated
+MOST_SUBSETS = 20  # of one size; where a size has more, so many chains of growing ensembles are followed
 OF_LABELLED = ("accuracy", "nll", "brier")
 OF_ALL = (
     *("mean_confidence", "predictive_entropy", "normalised_entropy", "expected_entropy", "mutual_information"),
@@ -44,25 +35,40 @@ def by_members(
     """Return each measure of ensembles of 1 to M of the members, as the mean over subsets of that size.
 
     Mutual information, too, grows with the number of members, so two ensembles compare at equal size only: read both
-    at the smaller one's. Points of one measure share their questions' resamples, so a gain's interval is paired: where
-    it holds 0, the gain of that member lies inside the noise of the questions.
+    at the smaller one's.
+
+    Where no size has more than `MOST_SUBSETS` subsets (M <= 6), all are measured, and intervals speak of other
+    questions. Else all subsets of 1, M - 1 and M members are, and between them as many chains: each takes the members
+    in an order of its own and adds one at a time, so a gain is the mean of what the next member brought. Which members
+    a chain starts with matters where they are unequal; that is taken out of the mean over chains by regression on what
+    each member does alone and what leaving it out of all does (see `_over_subsets`). Intervals then hold the mean over
+    all subsets as well: each resample draws the questions and, apart from them, the chains,
+
+        theta_b = theta + sum_n w_bn (v_n - theta) / sum_n w_bn + sum_c u_bc r_c / C
+
+    v_n a question's mean, theta that of all, r_c a chain's residual of the regression, w and u how often each was
+    drawn. A single answer's noise counts in both sums: the interval is rather too wide than too narrow.
+
+    Points of one measure share their resamples, so a gain's interval is paired: where it holds 0, the gain of that
+    member lies inside the noise.
 
     Args:
         p: predictions of M members.
-        about: of the questions, for their passages.
+        about: of the questions, for their passages, which are drawn together.
         bins: of ece.
-        resamples: of the bootstrap over questions.
-        seed: of the bootstrap, and of the subsets where there are more than `MOST_SUBSETS` of a size.
+        resamples: of the bootstrap.
+        seed: of the bootstrap, and of the chains.
 
     Returns:
         Points by measure, then by size. Measures that are no means (ece, and those of handing over) have no interval,
         and no point at a size where a subset leaves them undefined; losses that are infinite are left out as well.
     """
     M, known = len(p.members), p.labelled
+    if not len(known):
+        return []
     clusters = None if about is None else about.of(p.question_ids).clusters
-    members = _Members.of(p)
-    subsets = [_subsets(M, m, seed) for m in range(1, M + 1)]
-    columns = [_mean_columns(members, of_size) for of_size in subsets]
+    plan = _Plan.of(M, seed)
+    means, of_order, others = _measured(_Members.of(p), plan, bins)
     points = []
 
     def add(measure: str, values: Sequence[float], n: int, ends: Floats | None = None) -> None:
@@ -73,28 +79,31 @@ def by_members(
             low, high = (None, None) if ends is None else ends[:, m - 1].tolist()
             gain_low, gain_high = (None, None) if ends is None or m == 1 else ends[:, M + m - 2].tolist()
             gain = None if m == 1 or math.isnan(values[m - 2]) else values[m - 1] - values[m - 2]
-            where = (p.dataset, p.split, p.method, p.epoch, measure, m, len(subsets[m - 1]))
+            where = (p.dataset, p.split, p.method, p.epoch, measure, m, plan.subsets[m - 1])
             points.append(SizePoint(*where, values[m - 1], low, high, gain, gain_low, gain_high, n))
 
     for measures, asked in ((OF_LABELLED, known), (OF_ALL, np.ones(len(known), dtype=bool))):
         n = int(asked.sum())
-        finite = [measure for measure in measures if n and np.isfinite([of[measure] for of in columns]).all()]
+        finite = [measure for measure in measures if n and np.isfinite(means[measure]).all()]
         if not finite:
             continue
-        values = np.array([[of[measure] for of in columns] for measure in finite])  # [measure, size, question]
+        shifts, residuals = zip(*(_over_subsets(plan, of_order[measure]) for measure in finite), strict=True)
+        values = np.array([means[measure] for measure in finite])  # [measure, size, question]
+        values += np.array(shifts)[:, :, None]
         ends: list[Floats | None] = [None] * len(finite)
         together = None if clusters is None else clusters[asked]
         if units(n, together) > 1:
             counts = draw(n, clusters=together, resamples=resamples, seed=seed)
-            means = resampled_means(values.reshape(-1, n), counts).reshape(len(counts), len(finite), M)
-            both = np.concatenate([means, np.diff(means, axis=2)], axis=2)
+            again = resampled_means(values.reshape(-1, n), counts).reshape(len(counts), len(finite), M)
+            if plan.chains:
+                shares = draw(plan.chains, resamples=resamples, seed=seed, purpose="chains") / plan.chains
+                again += np.stack([shares @ of for of in residuals], axis=1)
+            both = np.concatenate([again, np.diff(again, axis=2)], axis=2)
             ends = [np.array(percentiles(both[:, i])) for i in range(len(finite))]
         for i, measure in enumerate(finite):
             add(measure, values[i].mean(axis=1).tolist(), n, ends[i])
-    if known.any():
-        others = [[members.others(subset, bins) for subset in of_size] for of_size in subsets]
-        for measure in others[0][0]:
-            add(measure, [float(np.mean([of[measure] for of in of_size])) for of_size in others], int(known.sum()))
+    for measure in others[0][0]:
+        add(measure, [float(np.mean([of[measure] for of in of_size])) for of_size in others], int(known.sum()))
     return points
 
 
@@ -105,66 +114,164 @@ def apart_by_members(
 
     Args:
         inside, outside, matched: as in `ood.tell_apart`.
-        seed: of the subsets, and of the choices that are dropped.
+        seed: of the chains (the same as those of `by_members`), and of the choices that are dropped.
 
     Returns:
-        Points of `ood_auroc_U`, as means over subsets, without intervals; none where the two cannot be K-matched. One
-        member has no mutual information, so its course begins at two.
+        Points of `ood_auroc_U`, as means over the subsets that `by_members` measures, without intervals; none where the
+        two cannot be K-matched. One member has no mutual information, so its course begins at two.
     """
     pair = k_matched(inside, outside, matched, seed)
     if isinstance(pair, str):
         return []
     M, n = len(inside.members), sum(len(p.question_ids) for p in pair)
-    both = [_Members.of(p) for p in pair]
+    plan = _Plan.of(M, seed)
+    familiar, foreign = (_Members.of(p) for p in pair)
+    aurocs: dict[str, list[list[float]]] = {name: [[] for _ in range(M)] for name in UNCERTAINTIES}
+    for order, least in plan.orders:
+        for first, second in zip(familiar.ensembles(order, least), foreign.ensembles(order, least), strict=True):
+            low, high = first.uncertainties(), second.uncertainties()
+            for name, of_sizes in aurocs.items():
+                undefined = name == "mi" and first.members == 1
+                found = math.nan if undefined else float(ood_measures(low[name], high[name])["ood_auroc"])
+                of_sizes[first.members - 1].append(found)
     points: list[SizePoint] = []
-    found: dict[str, list[float]] = {uncertainty: [] for uncertainty in UNCERTAINTIES}
-    counts = []
-    for m in range(1, M + 1):
-        subsets = _subsets(M, m, seed)
-        counts.append(len(subsets))
-        of_subsets = [[of.uncertainties(subset) for of in both] for subset in subsets]
-        for name, values in found.items():
-            aurocs = [float(ood_measures(first[name], second[name])["ood_auroc"]) for first, second in of_subsets]
-            values.append(math.nan if name == "mi" and m == 1 else float(np.mean(aurocs)))
-    for name, values in found.items():
+    for name, of_sizes in aurocs.items():
+        values = [float(np.mean(of_size)) for of_size in of_sizes]
         for m, value in enumerate(values, start=1):
             if not math.isnan(value):
                 gain = None if m == 1 or math.isnan(values[m - 2]) else value - values[m - 2]
                 where = (outside.dataset, outside.split, outside.method, outside.epoch, f"ood_auroc_{name}", m)
                 ends = (None, None, gain, None, None)
-                points.append(SizePoint(*where, counts[m - 1], value, *ends, n, inside.name, "k_matched"))
+                points.append(SizePoint(*where, plan.subsets[m - 1], value, *ends, n, inside.name, "k_matched"))
     return points
 
 
 def enough_members(points: Sequence[SizePoint]) -> int | None:
-    """Return the least size from which the next member's gain falls inside the noise; None where it never does.
+    """Return the least size whose next member's gain falls inside the noise; None where no gain does.
+
+    That is where the course first stops being told from a level one. Each member up to there moved the measure beyond
+    the noise, up or down. A later gain beyond the noise does not move it: of many gains that are none, one in twenty
+    lies outside its interval by chance. Nor does it say that more members bring nothing: small gains, each inside the
+    noise, may add up to one beyond it.
 
     Args:
-        points: of one measure and data set, whose gains have intervals.
+        points: of one measure and data set, in any order; those whose gain has no interval are passed over.
     """
     for point in sorted(points, key=lambda point: point.members):
-        if point.gain_low is not None and point.gain_high is not None and point.gain_low <= 0.0 <= point.gain_high:
+        if point.gain_low is None or point.gain_high is None:
+            continue
+        # Copies of one member differ by rounding alone: at most N eps of the value, 1e-9 of it for 4 million questions.
+        rounding = 1e-9 * abs(point.value)
+        if point.gain_low <= rounding and point.gain_high >= -rounding:
             return point.members - 1
     return None
 
 
-def _subsets(members: int, size: int, seed: int) -> list[tuple[int, ...]]:
-    """Return all subsets of a size, or `MOST_SUBSETS` different ones drawn by the seed."""
-    if math.comb(members, size) <= MOST_SUBSETS:
-        return list(combinations(range(members), size))
-    rng, drawn = generator(seed, f"subsets of {size}"), dict[tuple[int, ...], None]()
-    while len(drawn) < MOST_SUBSETS:
-        drawn[tuple(sorted(rng.choice(members, size=size, replace=False).tolist()))] = None
-    return list(drawn)
+@dataclass(frozen=True)
+class _Plan:
+    """Which ensembles are measured: of each order, the first `least` members, the first `least` + 1 ... all of it.
+
+    Args:
+        orders: (order, `least`), an order as the members' places in the predictions.
+        chains: C, how many of the orders, the first ones, are chains, which hold the sizes 2 to M - 2. After them come
+            each member alone, all but each member, and all. 0 where each order is one subset and all are there.
+        subsets: for the sizes 1 to M, how many different ones are measured.
+    """
+
+    orders: list[tuple[tuple[int, ...], int]]
+    chains: int
+    subsets: list[int]
+
+    @classmethod
+    def of(cls, members: int, seed: int) -> _Plan:
+        sizes, everyone = range(1, members + 1), tuple(range(members))
+        if math.comb(members, members // 2) <= MOST_SUBSETS:
+            chains = 0
+            orders = [(order, m) for m in sizes for order in combinations(everyone, m)]
+        else:
+            chains = MOST_SUBSETS
+            orders = [(order[: members - 2], 2) for order in _orders(members, chains, seed)]
+            orders += [((member,), 1) for member in everyone]
+            orders += [(everyone[:member] + everyone[member + 1 :], members - 1) for member in everyone]
+            orders.append((everyone, members))
+        subsets = [len({frozenset(o[:m]) for o, least in orders if least <= m <= len(o)}) for m in sizes]
+        return cls(orders, chains, subsets)
+
+
+def _orders(members: int, number: int, seed: int) -> list[tuple[int, ...]]:
+    """Return random orders of the members in which no member stands at a place more than once more than another.
+
+    M of them are a Latin square: a random order, rotated M times, its places then put in a random order as well.
+    Without the latter, the ensembles of neighbouring rotations would share nearly all members, and their chains err
+    together. The last square is cut off where `number` is no multiple of M, and one may hold enough.
+    """
+    rng, orders = generator(seed, "orders of members"), list[tuple[int, ...]]()
+    while len(orders) < number:
+        order, places = rng.permutation(members), rng.permutation(members)
+        orders += [tuple(np.roll(order, shift)[places].tolist()) for shift in range(members)]
+    return orders[:number]
+
+
+@dataclass(frozen=True)
+class _Ensemble:
+    """What an ensemble of some of the members answers.
+
+    Args:
+        members: m, how many it has.
+        pooled: [N, K].
+        entropy, expected, mutual_information: [N], nats.
+        disagreement: [N].
+        right_log_probs: [N'], of the right choices of the labelled questions.
+    """
+
+    members: int
+    pooled: Floats
+    entropy: Floats
+    expected: Floats
+    mutual_information: Floats
+    disagreement: Floats
+    right_log_probs: Floats
+
+    @classmethod
+    def of(cls, members: int, pooled: Floats, expected: Floats, votes: NDArray[np.int64], right: Floats) -> _Ensemble:
+        total = entropy(pooled)
+        # As `decompose` and `disagreement`, with the members' entropies and votes [N, K] at hand.
+        parts = (total, expected, epistemic(total, expected, members, pooled.shape[1]))
+        return cls(members, pooled, *parts, 1.0 - votes.max(axis=1) / members, right)
+
+    def uncertainties(self) -> dict[str, Floats]:
+        """Return each question's uncertainties, [N]."""
+        return {"entropy": self.entropy, "mi": self.mutual_information, "confidence": -confidence(self.pooled)}
+
+
+class _Sum:
+    """A sum whose terms come one at a time, and which is the same in whatever order they come.
+
+    A plain sum's rounding depends on the order, and would part questions that tie. What an addition rounds off is
+    added to a sum of its own (Neumaier 1974; the exact error is Knuth's), which leaves the last rounding alone.
+    """
+
+    def __init__(self, shape: tuple[int, ...]) -> None:
+        self._sum, self._rest = np.zeros(shape), np.zeros(shape)
+
+    def add(self, term: Floats) -> None:
+        total = self._sum + term
+        added = total - self._sum
+        self._rest += (self._sum - (total - added)) + (term - added)
+        self._sum = total
+
+    def mean(self, terms: int) -> Floats:
+        return (self._sum + self._rest) / terms
 
 
 @dataclass(frozen=True)
 class _Members:
-    """What is computed of each member once, whatever subsets it is in.
+    """What is computed of each member once, whatever ensembles it is in.
 
     Args:
         probs: [M, N, K].
         entropies: [M, N], nats.
+        votes: int [M, N], the likeliest choices.
         sizes: int [N], the questions' numbers of choices.
         right_log_probs: [M, N'], of the right choices of the N' labelled questions.
         targets, known: int [N'], bool [N].
@@ -172,6 +279,7 @@ class _Members:
 
     probs: Floats
     entropies: Floats
+    votes: NDArray[np.int64]
     sizes: NDArray[np.int64]
     right_log_probs: Floats
     targets: NDArray[np.int64]
@@ -182,53 +290,117 @@ class _Members:
         probs, known = p.probs, p.labelled
         targets = p.targets[known]
         right_log_probs = -nll(p.log_probs[:, known], targets)
-        return cls(probs, entropy(probs), p.mask.sum(axis=1), right_log_probs, targets, known)
+        return cls(probs, entropy(probs), probs.argmax(axis=2), p.mask.sum(axis=1), right_log_probs, targets, known)
 
-    def columns(self, subset: Sequence[int]) -> dict[str, Floats]:
-        """Return each question's values, of an ensemble of some members."""
-        index = list(subset)
-        probs = self.probs[index]
-        pooled = pool(probs)
-        answers, total = pooled[self.known], entropy(pooled)
-        expected = self.entropies[index].mean(axis=0)
+    def ensembles(self, order: Sequence[int], least: int) -> Iterator[_Ensemble]:
+        """Yield the ensembles of the first `least` members of an order, the first `least` + 1 ... all of it.
+
+        A step adds one member to running sums, [N, K] at most, whatever the number of members so far.
+        """
+        M, N, K = self.probs.shape
+        probs, entropies = _Sum((N, K)), _Sum((N,))
+        votes, questions = np.zeros((N, K), dtype=np.int64), np.arange(N)
+        right = np.full(len(self.targets), -np.inf)
+        for m, member in enumerate(order, start=1):
+            probs.add(self.probs[member])
+            entropies.add(self.entropies[member])
+            votes[questions, self.votes[member]] += 1
+            right = np.logaddexp(right, self.right_log_probs[member])
+            if m == M:  # to the last bit the ensemble of the other tables, so that all part the same ties
+                means = (pool(self.probs), mean_member(self.entropies))
+                yield _Ensemble.of(m, *means, votes, pool_log(self.right_log_probs))
+            elif m >= least:
+                yield _Ensemble.of(m, probs.mean(m), entropies.mean(m), votes, right - math.log(m))
+
+    def columns(self, of: _Ensemble) -> dict[str, Floats]:
+        """Return each question's values, of one of the ensembles."""
+        answers = of.pooled[self.known]
         return {
             "accuracy": correct(answers, self.targets),
-            "nll": 0.0 - pool_log(self.right_log_probs[index]),
+            "nll": 0.0 - of.right_log_probs,
             "brier": brier(answers, self.targets),
-            "mean_confidence": confidence(pooled),
-            "predictive_entropy": total,
-            "normalised_entropy": normalised_entropy(pooled, self.sizes),
-            "expected_entropy": expected,
-            # As `decompose`, with the members' entropies at hand.
-            "mutual_information": np.maximum(total - expected, 0.0),
-            "disagreement": disagreement(probs),
-            "margin": margin(pooled),
+            "mean_confidence": confidence(of.pooled),
+            "predictive_entropy": of.entropy,
+            # As `normalised_entropy`, with the entropy at hand.
+            "normalised_entropy": of.entropy / np.log(np.maximum(self.sizes, 2)),
+            "expected_entropy": of.expected,
+            "mutual_information": of.mutual_information,
+            "disagreement": of.disagreement,
+            "margin": margin(of.pooled),
         }
 
-    def uncertainties(self, subset: Sequence[int]) -> dict[str, Floats]:
-        """Return each question's uncertainties [N], of an ensemble of some members."""
-        index = list(subset)
-        pooled = pool(self.probs[index])
-        total = entropy(pooled)
-        expected = self.entropies[index].mean(axis=0)
-        return {"entropy": total, "mi": np.maximum(total - expected, 0.0), "confidence": -confidence(pooled)}
-
-    def others(self, subset: Sequence[int], bins: int) -> dict[str, float]:
-        """Return the measures that are no means over questions; NaN where one is not defined."""
-        uncertainties = {name: values[self.known] for name, values in self.uncertainties(subset).items()}
-        wrong = 1.0 - correct(pool(self.probs[list(subset)][:, self.known]), self.targets)
+    def others(self, of: _Ensemble, bins: int) -> dict[str, float]:
+        """Return the measures that are no means over questions; NaN where one is not defined, none without labels."""
+        if not len(self.targets):
+            return {}
+        uncertainties = {name: values[self.known] for name, values in of.uncertainties().items()}
+        wrong = 1.0 - correct(of.pooled[self.known], self.targets)
         found = {"ece": ece(-uncertainties["confidence"], 1.0 - wrong, bins=bins)}
         for name, uncertainty in uncertainties.items():
-            one = name == "mi" and len(subset) == 1  # cannot disagree with itself
+            one = name == "mi" and of.members == 1  # cannot disagree with itself
             for measure, value in selective_measures(uncertainty, wrong).items():
                 found[f"{measure}_{name}"] = math.nan if one else float(value)
         return found
 
 
-def _mean_columns(members: _Members, subsets: Sequence[tuple[int, ...]]) -> dict[str, Floats]:
-    """Return the means over subsets of each question's values."""
-    total = members.columns(subsets[0])
-    for subset in subsets[1:]:
-        for measure, values in members.columns(subset).items():
-            total[measure] += values
-    return {measure: values / len(subsets) for measure, values in total.items()}
+def _measured(
+    members: _Members, plan: _Plan, bins: int
+) -> tuple[dict[str, Floats], dict[str, Floats], list[list[dict[str, float]]]]:
+    """Measure the plan's ensembles.
+
+    Returns:
+        By measure the mean over ensembles of each size and question, [M, N]; by measure the mean over questions of
+        each order and size, [orders, M] (0 at sizes that an order does not hold); the other measures, by size.
+    """
+    M, _, _ = members.probs.shape
+    means: dict[str, Floats] = {}
+    of_order: dict[str, Floats] = {}
+    others: list[list[dict[str, float]]] = [[] for _ in range(M)]
+    for i, (order, least) in enumerate(plan.orders):
+        for ensemble in members.ensembles(order, least):
+            size = ensemble.members - 1
+            for measure, values in members.columns(ensemble).items():
+                if measure not in means:
+                    means[measure] = np.zeros((M, len(values)))
+                    of_order[measure] = np.zeros((len(plan.orders), M))
+                means[measure][size] += values
+                if len(values):
+                    of_order[measure][i, size] = values.mean()
+            others[size].append(members.others(ensemble, bins))
+    for of in means.values():
+        of /= np.array([[len(of_size)] for of_size in others])
+    return means, of_order, others
+
+
+def _over_subsets(plan: _Plan, of_order: Floats) -> tuple[Floats, Floats]:
+    """Estimate the mean over all subsets of a size from the chains.
+
+        v_c = theta + beta . (mean over c's members i of x_i) + r_c,   x_i = (v({i}), v(all but i)) less their means
+
+    The regression estimator of survey sampling (Cochran 1977, chapter 7): the mean of x over all subsets of a size is
+    known to be 0, that over the chains is not, and x says what a member does among few and among many. What it leaves
+    is what chains differ by.
+
+    Args:
+        plan: with its chains.
+        of_order: [orders, M], the mean over questions, finite.
+
+    Returns:
+        theta less the mean over chains, [M], and the residuals r_c, [C, M], scaled up for what the fit took of them.
+        Both are 0 at sizes of which all subsets are measured.
+    """
+    M, C = len(plan.subsets), plan.chains
+    shift, residuals = np.zeros(M), np.zeros((C, M))
+    if not C:
+        return shift, residuals
+    alone, left_out = of_order[C : C + M, 0], of_order[C + M : C + 2 * M, M - 2]
+    x = np.stack([alone - alone.mean(), left_out - left_out.mean()], axis=1)
+    chains = np.array([order for order, _ in plan.orders[:C]])
+    sums = x[chains].cumsum(axis=1)
+    for m in range(2, M - 1):
+        of_chains = of_order[:C, m - 1]
+        fitted = np.column_stack([np.ones(C), sums[:, m - 1] / m])
+        coefficients, _, rank, _ = np.linalg.lstsq(fitted, of_chains)
+        shift[m - 1] = coefficients[0] - of_chains.mean()
+        residuals[:, m - 1] = (of_chains - fitted @ coefficients) * math.sqrt(C / (C - int(rank)))
+    return shift, residuals

@@ -61,31 +61,28 @@ class View:
 
     Args:
         log_probs, mask, targets: as in `Predictions`, after a temperature or over other outcomes.
+        probs: [M, N, K], exp of the first.
         pooled_log: [N, K], the ensemble's.
+        pooled: [N, K]; its argmax is the answer, for which `pooled_log` may break a tie otherwise.
         pooling: "prob" or "logit".
     """
 
     log_probs: Floats
     mask: NDArray[np.bool_]
     targets: NDArray[np.int64]
+    probs: Floats
     pooled_log: Floats
+    pooled: Floats
     pooling: str
 
     @classmethod
     def of(cls, log_probs: Floats, mask: NDArray[np.bool_], targets: NDArray[np.int64], pooling: str = "prob") -> View:
         """Pool the members' log-probabilities."""
-        pooled = pool_log(log_probs) if pooling == "prob" else pool_logits(log_probs)
-        return cls(log_probs, mask, targets, pooled, pooling)
-
-    @property
-    def probs(self) -> Floats:
-        """[M, N, K]."""
-        return np.exp(self.log_probs)
-
-    @property
-    def pooled(self) -> Floats:
-        """[N, K]; its argmax is the answer, for which `pooled_log` may break a tie otherwise."""
-        return pool(self.probs) if self.pooling == "prob" else np.exp(self.pooled_log)
+        probs = np.exp(log_probs)
+        if pooling == "logit":
+            pooled_log = pool_logits(log_probs)
+            return cls(log_probs, mask, targets, probs, pooled_log, np.exp(pooled_log), pooling)
+        return cls(log_probs, mask, targets, probs, pool_log(log_probs), pool(probs), pooling)
 
     @property
     def labelled(self) -> NDArray[np.bool_]:
@@ -148,11 +145,20 @@ class Sample:
 
 @dataclass(frozen=True)
 class Context:
-    """What a table is measured with, the same for every variant of the predictions."""
+    """What a table is measured with, the same for every variant of the predictions.
+
+    Args:
+        about: of the questions.
+        all, labelled: the questions, and those with a known answer.
+        ranked: as `labelled`, for measures that are no means, whose resamples take longest: without any where the epoch
+            is not the last.
+        costs, bins, resamples, seed: as in `analysis.analyze`.
+    """
 
     about: About
     all: Sample
     labelled: Sample
+    ranked: Sample
     costs: Costs | None
     bins: int
     resamples: int
@@ -160,7 +166,14 @@ class Context:
 
     @classmethod
     def of(
-        cls, p: Predictions, about: Mapping[str, About], costs: Costs | None, bins: int, resamples: int, seed: int
+        cls,
+        p: Predictions,
+        about: Mapping[str, About],
+        last: bool,
+        costs: Costs | None,
+        bins: int,
+        resamples: int,
+        seed: int,
     ) -> Context:
         """Draw the questions of `p`: all of them, and those with a known answer."""
         own = about.get(p.name, About(())).of(p.question_ids)
@@ -169,7 +182,7 @@ class Context:
         labelled = every
         if not known.all():
             labelled = Sample.of(int(known.sum()), None if clusters is None else clusters[known], resamples, seed)
-        return cls(own, every, labelled, costs, bins, resamples, seed)
+        return cls(own, every, labelled, labelled if last else Sample(None, labelled.N), costs, bins, resamples, seed)
 
 
 def of_ensemble(view: View, context: Context) -> Estimates:
@@ -198,7 +211,13 @@ def of_ensemble(view: View, context: Context) -> Estimates:
     targets, answers = view.targets[known], pooled[known]
     right = correct(answers, targets)
     found |= context.labelled.means(
-        {"accuracy": right, "nll": nll(view.pooled_log[known], targets), "brier": brier(answers, targets)}, NO_ANSWER
+        {
+            "accuracy": right,
+            "nll": nll(view.pooled_log[known], targets),
+            "brier": brier(answers, targets),
+            "confidence_gap": confidence(answers) - right,
+        },
+        NO_ANSWER,
     )
     found |= _calibration(answers, right, targets, view.mask[known], context)
     found |= _error_correlation(view, context)
@@ -345,7 +364,7 @@ def _error_correlation(view: View, context: Context) -> Estimates:
         variance = (each.sum(axis=-1) - squares) / M
         return (covariance / np.where(variance > 0.0, variance, np.nan))[..., None]
 
-    found = context.labelled.statistics((name,), statistic)
+    found = context.ranked.statistics((name,), statistic)
     return {name: found[name] if found[name].value is not None else replace(found[name], reason=NO_SPREAD)}
 
 
@@ -366,7 +385,7 @@ def _selective(name: str, uncertainty: Floats | None, wrong: Floats, reason: str
     undefined = NO_SUCCESS if wrong.all() else NO_ERROR
     found = {
         measure: estimate if estimate.value is not None else replace(estimate, reason=undefined)
-        for measure, estimate in context.labelled.statistics(measures, statistic).items()
+        for measure, estimate in context.ranked.statistics(measures, statistic).items()
     }
     if context.costs is None:
         return found

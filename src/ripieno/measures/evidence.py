@@ -6,7 +6,7 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from ripieno.measures.about import About
-from ripieno.measures.analysis import analyze
+from ripieno.measures.analysis import analyze, last_epochs
 from ripieno.measures.bootstrap import RESAMPLES
 from ripieno.measures.calibration import BINS
 from ripieno.measures.comparisons import compare_with_references
@@ -27,6 +27,7 @@ class Evidence:
     Args:
         predictions: of the evaluated sets, in and out of domain, any methods and epochs.
         out_of_domain: names (`Predictions.name`) of the sets that the members were not trained for.
+        in_domain: names of those that they were; None: all others.
         calibration: predictions on the calibration role.
         matched: the same sets asked again with fewer choices.
         about: by name of a set, what is known of its questions.
@@ -35,6 +36,7 @@ class Evidence:
 
     predictions: Sequence[Predictions]
     out_of_domain: Collection[str] = ()
+    in_domain: Collection[str] | None = None
     calibration: Sequence[Predictions] = ()
     matched: Sequence[Predictions] = ()
     about: Mapping[str, About] = field(default_factory=dict)
@@ -86,7 +88,7 @@ class Evidence:
         Intervals are those of the last epoch (the familiar set's) alone: earlier ones are a course to look at, not to
         decide by.
         """
-        last = _last_epochs(self.predictions)
+        last = last_epochs(self.predictions)
         groups: dict[tuple[str, str, str, int], list[list[Row]]] = {}
         for inside, outside in self._pairs():
             rows = tell_apart(
@@ -105,14 +107,15 @@ class Evidence:
         for inside in self.predictions:
             for outside in self.predictions:
                 same = (inside.method, inside.epoch, inside.replicate, inside.members)
-                if inside.name in self.out_of_domain or outside.name not in self.out_of_domain:
+                familiar = self.in_domain is None or inside.name in self.in_domain
+                if not familiar or inside.name in self.out_of_domain or outside.name not in self.out_of_domain:
                     continue
                 if same == (outside.method, outside.epoch, outside.replicate, outside.members):
                     yield inside, outside
 
     def _by_members(self, about: Mapping[str, About], bins: int, resamples: int, seed: int) -> list[SizePoint]:
         """Measure every ensemble of several members, at each data set's last epoch, against the number of members."""
-        last = _last_epochs(self.predictions)
+        last = last_epochs(self.predictions)
         first = min((p.replicate for p in self.predictions), default=0)
 
         def counts(p: Predictions) -> bool:
@@ -128,11 +131,3 @@ class Evidence:
             if counts(inside):
                 points += apart_by_members(inside, outside, matched=self.matched, seed=seed)
         return points
-
-
-def _last_epochs(predictions: Sequence[Predictions]) -> dict[tuple[str, str], int]:
-    """Return the last epoch that each data set was asked at, by its name and the method."""
-    last: dict[tuple[str, str], int] = {}
-    for p in predictions:
-        last[p.name, p.method] = max(p.epoch, last.get((p.name, p.method), p.epoch))
-    return last

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from ripieno.data.matching import kept_choices
 from ripieno.measures.uncertainty import log_softmax
-from ripieno.predictions import Predictions
+from ripieno.predictions import Predictions, without_gaps
 
 
 def match_choices(p: Predictions, choices: int, seed: int) -> Predictions:
@@ -33,13 +33,15 @@ def match_choices(p: Predictions, choices: int, seed: int) -> Predictions:
     Returns:
         Predictions [M, N', K] with targets by their new index; `choices_kept` is K. Questions with fewer than K
         choices, and those with more and no known answer, are left out, and counted in the metadata. Questions of K
-        choices stay exactly as they are.
+        choices stay exactly as they are, but for absent choices between theirs (`without_gaps`). The fixed letters are
+        left out where choices were dropped, since they are those of the old places.
 
     Raises:
-        ValueError: K is below 2.
+        ValueError: K is below 2, or a target is none of its question's choices.
     """
     if choices < 2:
         raise ValueError(f"choices must be 2 at least, not {choices}")
+    p = without_gaps(p)  # the draw numbers a question's own choices from 0
     sizes = p.mask.sum(axis=1)
     asked = zip(p.question_ids, sizes.tolist(), p.targets.tolist(), strict=True)
     kept = [kept_choices(q, size, None if target < 0 else target, choices, seed) for q, size, target in asked]
@@ -59,17 +61,18 @@ def match_choices(p: Predictions, choices: int, seed: int) -> Predictions:
 
     log_probs = take(part.log_probs)
     log_probs[:, dropped] = _normalised(log_probs[:, dropped])
-    place = np.argmax(columns == part.targets[:, None], axis=1)
+    is_right = columns == part.targets[:, None]  # in no column where the right choice is unknown
     return replace(
         part,
         log_probs=log_probs,
         mask=np.ones(columns.shape, dtype=bool),
-        targets=np.where(part.targets < 0, part.targets, place),
+        targets=np.where(is_right.any(axis=1), is_right.argmax(axis=1), -1),
         scores=take(part.scores),
         tokens=take(part.tokens),
         bytes=take(part.bytes),
         unconditional=take(part.unconditional),
         outside_mass=_outside(part, dropped, take(part.scores)),
+        letter_log_probs=None if dropped.any() else part.letter_log_probs,
         metadata={**p.metadata, "choices": choices, "choices_left_out": left_out},
     )
 

@@ -23,7 +23,9 @@ from ripieno.predictions import Predictions
 ONE_MEMBER = "one member cannot disagree with itself"
 NO_FEATURES = "what the base makes of the questions was not stored; `ripieno evaluate` stores it for a run"
 NO_REFERENCE = "there are no training questions whose hidden states say what is familiar"
-NOT_ASKED_AGAIN = "the choices stand in the prompt; `ripieno evaluate` asks again with {} of them"
+NOT_ASKED_AGAIN = (
+    "the choices stand in the prompt; `ripieno evaluate RUN --choices {} --epoch {}` asks again with fewer"
+)
 NOTHING_LEFT = "no question can be cut to {} choices: its right answer is not known, or it has fewer"
 NO_QUESTION = "no questions"
 
@@ -178,7 +180,7 @@ def k_matched(
         elif _listed(p):
             asked = [a for a in matched if a.choices_kept == K and _same_answerer(a, p)]
             if not asked:
-                return NOT_ASKED_AGAIN.format(K)
+                return NOT_ASKED_AGAIN.format(K, p.epoch)
             found.append(asked[0])
         else:
             found.append(match_choices(p, K, seed))

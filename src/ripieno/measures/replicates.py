@@ -8,7 +8,11 @@ from dataclasses import replace
 
 import numpy as np
 
-from ripieno.measures.table import Row
+from ripieno.measures.dynamics import BASE
+from ripieno.measures.table import BASELINES, OOD, Row
+
+# What trivial baselines tell apart, without asking a member.
+TRIVIAL = {f"{measure}_{baseline}" for measure in OOD for baseline in BASELINES}
 
 # 97.5% quantiles of Student's t with 1 to 30 degrees of freedom (Student 1908); beyond them the normal one is near.
 T_QUANTILES = (
@@ -32,7 +36,9 @@ def over_replicates(tables: Sequence[Sequence[Row]]) -> list[Row]:
 
     Returns:
         For R = 1 its rows. Otherwise a row for each that every replicate has, `scope` "training"; null where any of
-        them is, with its reason. Rows of single members are left out: member 3 of one run is not that of another.
+        them is, with its reason. Rows of single members are left out: member 3 of one run is not that of another. What
+        was not trained (the base, the trivial baselines of telling sets apart) is the same in each, so that of the
+        first stays, with its interval for other questions.
     """
     if len(tables) == 1:
         return list(tables[0])
@@ -43,6 +49,9 @@ def over_replicates(tables: Sequence[Sequence[Row]]) -> list[Row]:
     for key, first in indexed[0].items():
         rows = [of[key] for of in indexed if key in of]
         if len(rows) < R:
+            continue
+        if first.method == BASE or first.measure in TRIVIAL:
+            merged.append(first)
             continue
         unknown = next((row for row in rows if row.value is None), None)
         if unknown is not None:

@@ -64,10 +64,40 @@ def decompose(probs: NDArray[Any], mask: NDArray[np.bool_] | None = None) -> Dec
     if not np.all(np.abs(totals - 1.0) <= SUM_TOLERANCE):
         m, n = np.argwhere(np.abs(totals - 1.0) > SUM_TOLERANCE)[0]
         raise ValueError(f"probs of member {m}, question {n} sum to {totals[m, n]:.6g}, not 1")
-    total = entropy(pool(probs))
-    aleatoric = entropy(probs).mean(axis=0)
-    # Jensen's inequality makes the difference non-negative; rounding does not.
-    return Decomposition(total, aleatoric, np.maximum(total - aleatoric, 0.0))
+    total, aleatoric = entropy(pool(probs)), mean_member(entropy(probs))
+    return Decomposition(total, aleatoric, epistemic(total, aleatoric, probs.shape[0], probs.shape[2]))
+
+
+def epistemic(total: Floats, expected: Floats, members: int, choices: int) -> Floats:
+    """Return entropy less expected entropy, as exactly 0 where it is no more than rounding.
+
+    Members that agree must tie: noise that is ranked looks like an uncertainty. The entropy of K choices sums K terms,
+    each a few roundings off, the mean over M members M more; so much of 1 or of the entropy is no difference.
+
+    Args:
+        total, expected: [N], nats.
+        members, choices: M and K.
+
+    Returns:
+        [N], nats, >= 0 (Jensen's inequality, which rounding does not know).
+    """
+    rounding = (2 * (members + choices) + 20) * np.finfo(np.float64).eps * np.maximum(total, 1.0)
+    difference = total - expected
+    return np.where(difference > rounding, difference, 0.0)
+
+
+def mean_member(values: Floats) -> Floats:
+    """Return the mean over members, the first axis, in an order of its own.
+
+    A sum's rounding depends on its order, and would part questions that tie when members change places.
+
+    Args:
+        values: [M, ...].
+
+    Returns:
+        [...].
+    """
+    return np.sort(values, axis=0).mean(axis=0)
 
 
 def pool(probs: Floats) -> Floats:
@@ -81,9 +111,9 @@ def pool(probs: Floats) -> Floats:
         probs: [M, N, K].
 
     Returns:
-        [N, K].
+        [N, K]; the same, to the last bit, for the members in any order.
     """
-    return probs.mean(axis=0)
+    return mean_member(probs)
 
 
 def pool_log(log_probs: Floats) -> Floats:
@@ -101,7 +131,7 @@ def pool_log(log_probs: Floats) -> Floats:
     nowhere = np.isneginf(highest)
     # -inf - -inf is NaN, so choices that no member has are shifted by 0 and put back at the end.
     shift = np.where(nowhere, 0.0, highest)
-    mean = np.exp(log_probs - shift).mean(axis=0)
+    mean = mean_member(np.exp(log_probs - shift))
     return np.where(nowhere, -np.inf, shift + np.log(np.where(nowhere, 1.0, mean)))
 
 
@@ -121,11 +151,10 @@ def pool_logits(log_probs: Floats) -> Floats:
         [N, K]; -inf where any member has -inf. Where that leaves no choice (members that rule each other out), each
         choice that some member allows has the same probability: in the limit nothing prefers any.
     """
-    mean = log_probs.mean(axis=0)
-    nothing_left = np.isneginf(mean).all(axis=-1)
-    return log_softmax(
-        np.where(nothing_left[:, None], np.where(np.isneginf(log_probs).all(axis=0), -np.inf, 0.0), mean)
-    )
+    mean = mean_member(log_probs)
+    nothing_left = np.isneginf(mean).all(axis=-1, keepdims=True)
+    allowed = np.where(np.isneginf(log_probs).all(axis=0), -np.inf, 0.0)
+    return log_softmax(np.where(nothing_left, allowed, mean))
 
 
 def log_softmax(scores: Floats) -> Floats:

@@ -80,7 +80,7 @@ def build(
     """
     results = Results(analysis, summary.method)
     last = _last(summary, predictions, results)
-    sets = evaluated_sets(summary, last)
+    sets = evaluated_sets(summary, results, last)
     home = next((s for s in sets if not s.out), None)
     compared_columns = tables.compared_columns(results.comparisons)
     return (
@@ -168,12 +168,12 @@ def environment() -> Environment:
     )
 
 
-def evaluated_sets(summary: Summary, last: Sequence[Predictions]) -> list[EvaluatedSet]:
+def evaluated_sets(summary: Summary, results: Results, last: Sequence[Predictions]) -> list[EvaluatedSet]:
     """Return what the page says of each set, by a short name where no other set of the page has it."""
     datasets = [p.dataset for p in last]
+    short = [p.dataset if datasets.count(p.dataset) == 1 else p.name for p in last]
     return [
-        evaluated_set(p, p.name in summary.out_of_domain, p.dataset if datasets.count(p.dataset) == 1 else p.name)
-        for p in last
+        evaluated_set(results, p, p.name in summary.out_of_domain, name) for p, name in zip(last, short, strict=True)
     ]
 
 

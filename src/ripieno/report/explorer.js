@@ -58,7 +58,7 @@
     let start = 0;
     header.sets.forEach((set, s) => {
       set.start = start;
-      set.probs = take(Uint16Array, set.ids.length * (1 + set.members.length) * set.width);
+      set.probs = take(Uint16Array, set.ids.length * (1 + set.drawn) * set.width);
       set.votes = take(Uint16Array, set.ids.length * set.members.length);
       all.setOf.fill(s, start, (start += set.ids.length));
     });
@@ -78,8 +78,8 @@
       choices: set.choices[n] ?? Array.from({ length: all.size[i] }, () => ""),
       subject: subject < 0 ? "" : set.subjects[subject],
       passage: passage < 0 ? "" : set.passages[passage],
-      // The ensemble's row is 0, the members' rows follow.
-      probs: (row, k) => set.probs[(n * (1 + set.members.length) + row) * set.width + k] / STEPS,
+      // The ensemble's row is 0, the drawn members' rows follow.
+      probs: (row, k) => set.probs[(n * (1 + set.drawn) + row) * set.width + k] / STEPS,
       votes: set.votes.subarray(n * set.members.length, (n + 1) * set.members.length),
     };
   }
@@ -140,8 +140,11 @@
 
   // One question, opened
 
+  // Those whose probabilities are in the page, which holds all of them unless that would be too large.
+  const drawn = (q) => q.set.members.slice(0, q.set.drawn);
+
   function choice(all, i, q, k) {
-    const members = q.set.members;
+    const members = drawn(q);
     const isRight = k === all.target[i];
     const tags = element("span", {});
     if (isRight) tags.append(element("span", { class: "tag right" }, "✓ right choice"));
@@ -165,9 +168,11 @@
         element("span", { class: "text" }, element("bdi", {}, text), tags),
         element("span", { class: "percent" }, percent(q.probs(0, k), 1)),
       ),
-      element("div", { class: "track", "aria-hidden": "true" }, fill, members.length > 1 ? lanes : null),
+      element("div", { class: "track", "aria-hidden": "true" }, fill, scattered(q) ? lanes : null),
     );
   }
+
+  const scattered = (q) => q.set.members.length > 1 && q.set.drawn > 0;
 
   function numbers(all, i, q) {
     const K = all.size[i];
@@ -176,7 +181,8 @@
       const mark = k === all.target[i] ? " ✓" : "";
       head.append(element("th", { scope: "col" }, letter(all, i, k) + mark));
     }
-    const rows = [["Ensemble", all.answer[i]], ...q.set.members.map((m, j) => [`Member ${m}`, q.votes[j]])];
+    const members = drawn(q).map((m, j) => [`Member ${m}`, q.votes[j]]);
+    const rows = [["Ensemble", all.answer[i]], ...members];
     const body = rows.map(([who, first], row) => {
       const line = element("tr", {}, element("th", { scope: "row" }, who));
       for (let k = 0; k < K; k++) {
@@ -186,7 +192,8 @@
       return line;
     });
     const table = element("table", { class: "members" }, element("thead", {}, head), element("tbody", {}, ...body));
-    const label = "Every member's probabilities: scrolls sideways where it is wide";
+    const whose = members.length < q.set.members.length ? "Probabilities" : "Every member's probabilities";
+    const label = `${whose}: scrolls sideways where it is wide`;
     return element("div", { class: "scroll", tabindex: "0", role: "region", "aria-label": label }, table);
   }
 
@@ -196,8 +203,10 @@
     const list = element("ul", { class: "choices" });
     for (let k = 0; k < all.size[i]; k++) list.append(choice(all, i, q, k));
     const key = element("p", { class: "note" }, element("span", { class: "key-fill" }), " the ensemble's probability");
-    if (q.set.members.length > 1) {
-      key.append(", ", element("span", { class: "key-dot" }), " each member's own, a line a member");
+    const more = q.set.members.length - q.set.drawn;
+    if (scattered(q)) {
+      const few = more ? `the first ${counted(q.set.drawn)} members'` : "each member's";
+      key.append(", ", element("span", { class: "key-dot" }), ` ${few} own, a line a member`);
     }
     const measures = all.measures
       .filter(([name]) => name !== "correct" && name !== "choices")
@@ -216,6 +225,7 @@
       key,
       element("h4", {}, "In numbers"),
       numbers(all, i, q),
+      more ? element("p", { class: "note" }, `${grouped(q.set.members.length)} members answered; ${grouped(more)} are not listed.`) : "",
       element("p", { class: "note" }, "Underlined: what each prefers. ✓: the right choice. ", measures.join(" · "), "."),
     ].filter(Boolean);
   }

@@ -52,12 +52,20 @@ def gather(
     known = {p.name for p in predictions}
     for p in outside:
         if p.name in known:
-            raise UserError(f"--ood: {p.name} is also among the sets in domain; a set cannot be both")
+            raise UserError(
+                f"--ood: {p.name} is also among the sets in domain; a set cannot be both (two files of one name: "
+                "rename one, or give it a column `dataset`)"
+            )
     _check_once([*predictions, *outside])
     names = [*(name for run in runs for name in run.out_of_domain), *(p.name for p in outside)]
+    if not predictions:
+        raise UserError(f"{sources[0]}: nothing was evaluated yet; `ripieno evaluate {sources[0]}` asks the members")
     evidence = Evidence(
         predictions=[*predictions, *(p for p in outside if p.choices_kept is None)],
         out_of_domain=tuple(dict.fromkeys(names)),
+        in_domain=tuple(
+            dict.fromkeys([*(name for run in runs for name in run.in_domain or ()), *(p.name for p in files)])
+        ),
         calibration=[p for run in runs for p in run.calibration],
         matched=[
             *(p for run in runs for p in run.matched),

@@ -30,7 +30,7 @@ MEASURES: dict[str, tuple[str, str]] = {
     "brier_uncertainty": ("Brier: uncertainty", "What the questions themselves leave open, whoever answers."),
     "ece": (
         "ECE",
-        "Expected calibration error: how far confidence and share right lie apart, on average over 15 bins of "
+        "Expected calibration error: how far confidence and share right lie apart, on average over bins of "
         "confidence. It is above 0 even for a perfectly calibrated model, which stays below “chance” in 95 of 100 "
         "samples.",
     ),
@@ -40,6 +40,7 @@ MEASURES: dict[str, tuple[str, str]] = {
     "smooth_ece": ("Smooth ECE", "The same without bins, by a kernel of a width chosen by the data."),
     "debiased_ce": ("Debiased calibration error", "Root mean squared, with what chance adds taken out."),
     "mean_confidence": ("Confidence", "The mean probability of its own answer."),
+    "confidence_gap": ("Confidence gap", "Confidence less accuracy: above 0, it is too sure."),
     "predictive_entropy": (
         "Entropy",
         "How spread out the ensemble's probabilities are, in nats: 0 is certain, ln K is even odds.",

@@ -7,8 +7,6 @@ from typing import Any, Literal
 
 import numpy as np
 
-from ripieno.measures import accuracy, uncertainty
-from ripieno.measures.bootstrap import paired_interval
 from ripieno.measures.table import Analysis, Comparison, Flow, Row, SizePoint
 from ripieno.predictions import Predictions
 
@@ -73,7 +71,7 @@ class EvaluatedSet:
         sizes: the numbers of choices that occur.
         even_odds: mean ln K, nats: the entropy and the NLL of a uniform guess.
         guess: the accuracy of a uniform guess; None without known answers.
-        gap: mean confidence less accuracy, above 0 where it is too sure; None without two known answers.
+        gap: mean confidence less accuracy, above 0 where it is too sure; None without known answers.
         short: what sentences call it: the data set alone, where the page has no other split of it.
     """
 
@@ -95,16 +93,11 @@ class EvaluatedSet:
         return "out of domain" if self.out else "in domain"
 
 
-def evaluated_set(p: Predictions, out: bool, short: str = "") -> EvaluatedSet:
+def evaluated_set(results: Results, p: Predictions, out: bool, short: str = "") -> EvaluatedSet:
     """Return what a page needs to know of the questions that these predictions answer."""
     sizes = p.mask.sum(axis=1)
-    guess, gap = None, None
-    if p.labelled.any():
-        guess = float((1.0 / sizes[p.labelled]).mean())
-    if p.labelled.sum() > 1:
-        pooled = uncertainty.pool(p.probs)[p.labelled]
-        confidence, right = uncertainty.confidence(pooled), accuracy.correct(pooled, p.targets[p.labelled])
-        gap = Interval(float((confidence - right).mean()), *paired_interval(confidence, right))
+    guess = float((1.0 / sizes[p.labelled]).mean()) if p.labelled.any() else None
+    gap = results.value(p.name, "ensemble", "confidence_gap")
     kinds = tuple(int(size) for size in np.unique(sizes))
     return EvaluatedSet(p.name, out, len(sizes), kinds, float(np.log(sizes).mean()), guess, gap, short)
 

@@ -13,7 +13,7 @@ import numpy as np
 from ripieno.data.prompts import TEMPLATES
 from ripieno.data.question import Question, read_questions
 from ripieno.data.splits import DatasetName
-from ripieno.errors import UserError
+from ripieno.errors import EnvironmentFault, UserError
 from ripieno.features import Features, read_features
 from ripieno.measures.about import About
 from ripieno.measures.calibration import BINS
@@ -41,7 +41,7 @@ def report(run: RunFolder, *, costs: Costs | None = None, bins: int = BINS) -> P
     Raises:
         UserError: nothing was evaluated yet.
     """
-    evidence = load(run)
+    evidence = _evaluated(run)
     analysis = evidence.analyze(costs=costs, bins=bins)
     run.write(run.report / "metrics.json", json.dumps(analysis.to_json(), indent=1, allow_nan=False) + "\n")
     for name, table in write_tables(analysis).items():
@@ -52,8 +52,15 @@ def report(run: RunFolder, *, costs: Costs | None = None, bins: int = BINS) -> P
     return page
 
 
-def compare(run: RunFolder, other: RunFolder) -> tuple[Path, Sequence[Comparison]]:
+def compare(
+    run: RunFolder, other: RunFolder, *, costs: Costs | None = None, bins: int = BINS
+) -> tuple[Path, Sequence[Comparison]]:
     """Set another run beside this one, question by question, and write report/compare-NAME.html.
+
+    Args:
+        run: a run with its report.
+        other: another evaluated run.
+        costs, bins: as in `report`, of the other run's analysis.
 
     Returns:
         The page, and the paired comparisons in it.
@@ -61,7 +68,7 @@ def compare(run: RunFolder, other: RunFolder) -> tuple[Path, Sequence[Comparison
     Raises:
         UserError: nothing was evaluated in one of them, or they have no question in common.
     """
-    evidence, others = load(run), load(other)
+    evidence, others = _evaluated(run), _evaluated(other)
     summaries = _summary(run, evidence), _summary(other, others)
     names = (summaries[0].name, summaries[1].name)
     if names[0] == names[1]:
@@ -73,8 +80,9 @@ def compare(run: RunFolder, other: RunFolder) -> tuple[Path, Sequence[Comparison
             "`ripieno evaluate RUN --dataset NAME` asks a run another set"
         )
     first, second = (replace(summary, name=name) for summary, name in zip(summaries, names, strict=True))
+    analyses = read_analysis(run), others.analyze(costs=costs, bins=bins)
     page = run.report / f"compare-{other.path.name}.html"
-    run.write(page, build_comparison(first, second, (evidence.analyze(), others.analyze()), comparisons))
+    run.write(page, build_comparison(first, second, analyses, comparisons))
     return page, comparisons
 
 
@@ -84,34 +92,57 @@ def read_analysis(run: RunFolder) -> Analysis:
 
 
 def load(run: RunFolder) -> Evidence:
-    """Read all that a run's analysis is made of; files that are not whole are left out.
+    """Read all that a run's analysis is made of.
+
+    Sets that were evaluated by their name alone are out of domain, unless the members were trained or chosen on them:
+    those are neither in domain nor out of it.
 
     Raises:
-        UserError: the folder is no run, or nothing was evaluated yet.
+        UserError: the folder is no run.
+        EnvironmentFault: a file that was written is missing or damaged.
     """
-    config = run.config()
-    data = config.data
+    data = run.config().data
+    _require_whole(run)
     wanted = [DatasetName.parse(text) for text in (*data.test, *data.out_of_domain)]
-    order = {(name.dataset, name.split): n for n, name in enumerate(wanted)}
-    calibrating = {(n.dataset, n.split) for n in map(DatasetName.parse, data.calibration)}
+    order = {f"{name.dataset}/{name.split}": n for n, name in enumerate(wanted)}
+    calibrating, in_domain = _names(data.calibration), _names(data.test)
+    used = _names((*data.train, *data.validation, *data.certification)) | in_domain
     files = sorted((run.path / "predictions").rglob("*.parquet"))
     parts = [p for file in files if run.whole(file) for p in read_parquet(file)]
-    evaluated = [p for p in parts if (p.dataset, p.split) not in calibrating - set(order)]
-    evaluated.sort(key=lambda p: (order.get((p.dataset, p.split), len(order)), p.name, p.epoch))
-    if not any(p.choices_kept is None for p in evaluated):
-        raise UserError(f"{run.path}: nothing was evaluated yet; `ripieno evaluate {run.path}` asks the members first")
-    in_domain = _names(data.test)
+    evaluated = [p for p in parts if p.name not in calibrating - set(order)]
+    evaluated.sort(key=lambda p: (order.get(p.name, len(order)), p.name, p.epoch))
     asked = [p for p in evaluated if p.choices_kept is None]
     features = _features(run)
     trained = [features[name].hidden for name in _names(data.train) if name in features]
+    names = dict.fromkeys(p.name for p in asked)
     return Evidence(
         predictions=asked,
-        out_of_domain=tuple(n for n in dict.fromkeys(p.name for p in asked) if n not in in_domain),
-        calibration=[p for p in parts if (p.dataset, p.split) in calibrating and p.choices_kept is None],
+        in_domain=tuple(name for name in names if name in in_domain),
+        out_of_domain=tuple(name for name in names if name not in used),
+        calibration=[p for p in parts if p.name in calibrating and p.choices_kept is None],
         matched=[p for p in evaluated if p.choices_kept is not None],
         about={name: _about(file, features.get(name)) for name, file in _question_files(run).items()},
         familiar=np.concatenate(trained) if trained else None,
     )
+
+
+def _require_whole(run: RunFolder) -> None:
+    """Check that nothing is missing: an older epoch would stand in for it, or a set be left out without a word.
+
+    A set whose whole folder was removed is taken out on purpose.
+    """
+    for path in dict.fromkeys(line["path"] for line in run.lines("checksums.jsonl")):
+        file = run.path / path
+        kept = file.exists() or any(file.parent.glob("*.parquet"))
+        if path.startswith(("predictions/", "features/")) and kept and not run.whole(file):
+            raise EnvironmentFault(f"{file}: missing or damaged; `ripieno evaluate {run.path}` makes it again")
+
+
+def _evaluated(run: RunFolder) -> Evidence:
+    evidence = load(run)
+    if not evidence.predictions:
+        raise UserError(f"{run.path}: nothing was evaluated yet; `ripieno evaluate {run.path}` asks the members first")
+    return evidence
 
 
 def _features(run: RunFolder) -> dict[str, Features]:
@@ -139,16 +170,22 @@ def _about(file: Path, features: Features | None) -> About:
     ids = [question.id for question in questions]
     sizes = [[len(choice.encode()) for choice in question.choices] for question in questions]
     K = max(map(len, sizes))
-    known = {} if features is None else {question: n for n, question in enumerate(features.question_ids)}
-    place = [known[question] for question in ids if question in known]
-    complete = features is not None and len(place) == len(ids)
-    return About(
+    about = About(
         question_ids=ids,
         passages=[question.context for question in questions],
         choice_bytes=np.array([row + [0] * (K - len(row)) for row in sizes], dtype=np.int64),
-        prompt_tokens=features.prompt_tokens[place] if features and complete else None,
-        prompt_nll=features.prompt_nll[place] if features and complete else None,
-        hidden=features.hidden[place] if features and complete else None,
+    )
+    if features is None:
+        return about
+    place = {question: n for n, question in enumerate(features.question_ids)}
+    read = np.array([question in place for question in ids], dtype=bool)
+    index = np.array([place.get(question, 0) for question in ids], dtype=np.int64)
+    return replace(
+        about,
+        prompt_tokens=features.prompt_tokens[index],
+        prompt_nll=features.prompt_nll[index],
+        hidden=features.hidden[index],
+        read=None if read.all() else read,
     )
 
 
@@ -161,7 +198,6 @@ def _questions(run: RunFolder, evidence: Evidence) -> dict[str, list[Question]]:
 def _summary(run: RunFolder, evidence: Evidence) -> Summary:
     config = run.config()
     manifest, training, prompt = run.manifest(), config.training, config.prompt
-    names = dict.fromkeys(p.name for p in evidence.predictions)
     seconds = {
         what: sum(line["seconds"] for line in run.lines("timing.jsonl") if line["what"] == what)
         for what in ("train", "evaluate")
@@ -186,7 +222,7 @@ def _summary(run: RunFolder, evidence: Evidence) -> Summary:
         template=prompt.template,
         scoring_rule=rule,
         training=tuple(manifest["counts"]["train"].items()),
-        in_domain=tuple(name for name in names if name not in evidence.out_of_domain),
+        in_domain=tuple(evidence.in_domain or ()),
         out_of_domain=tuple(evidence.out_of_domain),
         dropped=tuple(_dropped(manifest, evidence.predictions)),
         versions=manifest["versions"],

@@ -117,13 +117,16 @@ def right_on(results: Results, s: EvaluatedSet) -> str:
     above = beats_guess(results, s)
     guess = {1: "Better than a guess", 0: "It cannot be told from a guess", -1: "Worse than a guess"}[above]
     said = f"{s.short}: {spoken(right)} right; a guess {percent(s.guess)}"
+    loss = results.difference(s.name, "nll", "uniform guess")
+    # Being sure and wrong can cost more than knowing nothing, which the share of right answers does not show.
+    worse = " Its probabilities are worse than a guess's." if loss is not None and loss.against(0.0) == 1 else ""
     if base is None:
-        return f"{said}. {guess}."
+        return f"{said}. {guess}.{worse}"
     gain = beats_base(results, s)
     over = {1: "better than the base", 0: "it cannot be told from the base", -1: "worse than the base"}[gain]
     both = {1: "Better than both", 0: "It cannot be told from either", -1: "Worse than both"}[above]
     said += f", the base {spoken(base)}. "
-    return f"{said}{both}." if above == gain else f"{said}{guess}; {over}."
+    return f"{said}{both}.{worse}" if above == gain else f"{said}{guess}; {over}.{worse}"
 
 
 def probabilities_on(results: Results, s: EvaluatedSet) -> str | None:

@@ -28,6 +28,8 @@ def summary(analysis: Analysis, method: str) -> Iterator[str]:
                 for row in rows
                 if (row.dataset, row.split, row.method, row.epoch, row.who) == (dataset, split, *key)
             }
+            if not values:
+                continue
             cells = ["-" if values.get(measure) is None else f"{values[measure]:.3f}" for measure in FEW]
             yield f"  {name:<16}{cells[0]:>9}{cells[1]:>8}{cells[2]:>8}"
         for c in analysis.comparisons:
@@ -36,21 +38,38 @@ def summary(analysis: Analysis, method: str) -> Iterator[str]:
     yield from _apart(analysis.rows, method, last)
 
 
-def every_row(analysis: Analysis) -> Iterator[str]:
-    """Yield every row in words: a block a data set, method and epoch, of whom and in which variant."""
-    block: object = None
+def table(analysis: Analysis) -> Iterator[str]:
+    """Yield what a reader wants of an analysis: the ensembles and their mean members at their last epochs.
+
+    Pooled by the mean of probabilities, every variant and what is told apart; then the paired differences. The last
+    line says how many rows more there are in the JSON.
+    """
+    last: dict[tuple[str, str, str], int] = {}
     for row in analysis.rows:
-        head = (row.dataset, row.split, row.method, row.epoch, row.who, row.pooling, row.variant, row.against)
+        key = (row.dataset, row.split, row.method)
+        last[key] = max(row.epoch, last.get(key, row.epoch))
+    several = {row.method for row in analysis.rows if row.pooling == "logit"}
+    shown = [
+        row
+        for row in analysis.rows
+        if row.epoch == last[row.dataset, row.split, row.method]
+        and row.pooling == "prob"
+        and (row.who == "ensemble" or (row.who == "members_mean" and row.method in several))
+    ]
+    block: object = None
+    for row in shown:
+        head = (row.dataset, row.split, row.method, row.epoch, row.who, row.variant, row.against)
         if head != block:
             if block is not None:
                 yield ""
             yield _heading(row)
+            yield f"  {'':<32}{'value':>10}{'n':>8}  95% interval"
             block = head
         if row.value is None:
-            yield f"  {row.measure:<32}{'-':>10}  ({row.reason})"
+            yield f"  {row.measure:<32}{'-':>10}{row.n:>8,}  ({row.reason})"
         else:
             interval = "" if row.low is None or row.high is None else f"  [{row.low:.4f}, {row.high:.4f}]"
-            yield f"  {row.measure:<32}{row.value:>10.4f}{interval}"
+            yield f"  {row.measure:<32}{row.value:>10.4f}{row.n:>8,}{interval}"
     if analysis.comparisons:
         yield ""
         yield "Paired differences on the same questions (p: corrected for all of a data set, Holm)"
@@ -59,6 +78,10 @@ def every_row(analysis: Analysis) -> Iterator[str]:
             f"  {_name(c.dataset, c.split)}  {c.measure}: {c.first} less {c.second} "
             f"{c.difference:+.4f} [{c.low:+.4f}, {c.high:+.4f}], p = {c.p_holm:.3g}"
         )
+    more = len(analysis.rows) - len(shown)
+    if more:
+        yield ""
+        yield f"{more:,} rows more (earlier epochs, single members, pooled by the mean of logits) with --json."
 
 
 def before_and_after(rows: Sequence[Row], method: str, epoch: int) -> Iterator[str]:
@@ -90,7 +113,14 @@ def compared(comparisons: Sequence[Comparison]) -> Iterator[str]:
 
 def _apart(rows: Sequence[Row], method: str, epoch: int) -> Iterator[str]:
     """Yield how well foreign sets are told from the familiar ones, with as many choices in both."""
-    wanted = ("entropy", "mi", "confidence", "prompt_length", "perplexity", "mahalanobis")
+    wanted = {
+        "entropy": "entropy",
+        "mi": "members' disagreement",
+        "confidence": "confidence",
+        "prompt_length": "prompt length",
+        "perplexity": "base's perplexity",
+        "mahalanobis": "base's hidden state",
+    }
     found: dict[tuple[str, str], dict[str, Row]] = {}
     for row in rows:
         own = (row.method, row.epoch, row.variant) == (method, epoch, "k_matched")
@@ -100,7 +130,7 @@ def _apart(rows: Sequence[Row], method: str, epoch: int) -> Iterator[str]:
     if found:
         yield "Told from the familiar questions, with as many choices in both (AUROC; 0.5: not at all)"
     for (name, against), of in found.items():
-        cells = [f"{score.replace('_', ' ')} {of[score].value:.2f}" for score in wanted if _known(of, score)]
+        cells = [f"{wanted[score]} {of[score].value:.2f}" for score in wanted if _known(of, score)]
         reason = next(iter(of.values())).reason  # the entropy's: without it there is nothing
         yield f"  {name} from {against}: {', '.join(cells) or f'not known: {reason}'}"
 
@@ -110,10 +140,8 @@ def _known(of: dict[str, Row], score: str) -> bool:
 
 
 def _heading(row: Row) -> str:
-    who = {"ensemble": "ensemble", "members_mean": "mean member"}.get(str(row.who), f"member {row.who}")
-    parts = [_name(row.dataset, row.split), f"{row.method} epoch {row.epoch}", f"{who}, n = {row.n}"]
-    if row.pooling == "logit":
-        parts.append("pooled by the mean of logits")
+    who = "ensemble" if row.who == "ensemble" else "mean member"
+    parts = [_name(row.dataset, row.split), f"{row.method} epoch {row.epoch}", who]
     if row.variant:
         parts.append(row.variant.replace("_", " "))
     if row.against:

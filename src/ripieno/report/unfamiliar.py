@@ -32,6 +32,7 @@ class Signs:
         weak: whether even the best uncertainty is right in fewer than `WEAK` of pairs.
         disagreement: the same of the members' disagreement: 1, 0, -1; None where it was not measured.
         beaten: the trivial baseline that surely tells the two apart better than every uncertainty, or None.
+        rivalled: whether a trivial baseline tells them apart as well, surely or not.
         matched: whether both sets had as many choices; None where nothing was measured.
         sentence: all of it, in words.
     """
@@ -41,6 +42,7 @@ class Signs:
     weak: bool
     disagreement: int | None
     beaten: str | None
+    rivalled: bool
     matched: bool | None
     sentence: str
 
@@ -56,7 +58,7 @@ def signs_on(results: Results, home: EvaluatedSet, away: EvaluatedSet) -> Signs:
     found = {score: _auroc(results, home, away, score, matched) for score in (*UNCERTAINTIES, *BASELINES)}
     own = {score: x for score in UNCERTAINTIES if (x := found[score]) is not None}
     if not own:
-        return Signs(away, 0, False, None, None, None, f"{away.short}: not measured.")
+        return Signs(away, 0, False, None, None, False, None, f"{away.short}: not measured.")
     best = max(own.values(), key=lambda x: x.value)
     # A baseline may lie on either side of chance: what is always shorter gives itself away as well.
     trivial = {score: _either_side(x) for score in BASELINES if (x := found[score]) is not None}
@@ -70,7 +72,8 @@ def signs_on(results: Results, home: EvaluatedSet, away: EvaluatedSet) -> Signs:
     ways = {x.against(0.5) for score, x in own.items() if score != "mi"}
     way = 0 if {1, -1} <= ways else sum(ways)
     disagreement = own["mi"].against(0.5) if "mi" in own else None
-    return Signs(away, way, best.value < WEAK, disagreement, beaten, matched, f"{away.short}: {said}.")
+    rivalled = strongest is not None and trivial[strongest].value >= best.value
+    return Signs(away, way, best.value < WEAK, disagreement, beaten, rivalled, matched, f"{away.short}: {said}.")
 
 
 def verdict(signs: Sequence[Signs]) -> str:
@@ -102,6 +105,8 @@ def verdict(signs: Sequence[Signs]) -> str:
     if beaten:
         names = listed([NAMES[name] for name in dict.fromkeys(beaten)], "or")
         said += f" On {_of(len(beaten), n)} {names} alone tells better."
+    elif told and all(sign.rivalled for sign in told):
+        said += " It is not shown to beat a trivial check of the input, though."
     return said
 
 
