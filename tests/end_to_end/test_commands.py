@@ -500,6 +500,12 @@ def test_store_top_keeps_the_likeliest_tokens(base: Path, tmp_path: Path) -> Non
     assert p.top_log_probs.shape == (2, 3, 3)
     assert (np.diff(p.top_log_probs, axis=-1) <= 0).all()
     assert p.letter_log_probs is None
+    # What is asked for later is stored beside what was stored before, and less of the same takes nothing away.
+    works("evaluate", run, "--fixed-letters")
+    works("evaluate", run, "--store-top", "2")
+    [again] = tables_of(run, 1)
+    assert again.letter_log_probs is not None
+    assert np.array_equal(again.top_tokens, p.top_tokens)
 
 
 def test_fixed_labels_are_the_choices_of_every_text(base: Path, tmp_path: Path) -> None:
@@ -516,6 +522,9 @@ def test_fixed_labels_are_the_choices_of_every_text(base: Path, tmp_path: Path) 
     assert p.probs.shape == (2, 5, 3)
     [asked] = {tuple(q.choices) for file in (run / "questions").rglob("*.parquet") for q in read_questions(file)}
     assert asked == tuple(labels)
+    works("report", run)
+    measured = {row["measure"] for row in table((run / "report" / "metrics.json").read_text())}
+    assert {"macro_f1", "recall_good", "recall_neither, nor"} <= measured
 
 
 def test_running_text_trains_under_next_token(base: Path, tmp_path: Path) -> None:

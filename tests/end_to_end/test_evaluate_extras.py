@@ -16,7 +16,7 @@ from transformers import AutoModelForCausalLM
 
 from families import byte_level_tokenizer
 from ripieno import experiment, prompt_features
-from ripieno.config import Prompt
+from ripieno.config import Prompt, parse
 from ripieno.data.matching import drop_choices, match_questions
 from ripieno.data.question import Question, content_key, read_questions
 from ripieno.data.splits import DatasetName
@@ -240,6 +240,24 @@ def test_letters_have_no_unconditional_score(base: Path, tmp_path: Path) -> None
 
 
 # ---- fewer choices --------------------------------------------------------------------------------------------------
+
+
+def test_each_foreign_set_is_compared_with_as_many_choices_as_the_two_of_them_have() -> None:
+    """Five choices at home, four and three elsewhere: home is asked again with four and with three, the others not."""
+
+    def questions(size: int) -> list[Question]:
+        return [Question(f"q{size}", "which?", tuple("abcde"[:size]), 0)]
+
+    names = {size: f"mmlu:{part}/test" for size, part in ((5, "anatomy"), (4, "astronomy"), (3, "virology"))}
+    data = {"train": ["arc:easy/train"], "test": [names[5]], "out_of_domain": [names[4], names[3]]}
+    sets = {DatasetName.parse(name): questions(size) for size, name in names.items()}
+
+    def asked(template: str) -> set[tuple[str, int]]:
+        config = parse({"name": "x", "data": data, "prompt": {"template": template}})
+        return {(name.written, choices) for name, choices in experiment.matched_choices(config, sets)}
+
+    assert asked("letters") == {(names[5], 4), (names[5], 3)}
+    assert asked("text") == set()  # a choice's score does not depend on the others: columns are dropped
 
 
 def test_sets_of_different_sizes_are_asked_again_with_the_fewest(

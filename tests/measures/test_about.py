@@ -52,3 +52,21 @@ def test_without_a_shared_passage_there_are_no_clusters():
     assert About(("a", "b"), passages=("", "")).clusters is None
     assert About(("a", "b")).clusters is None
     assert about().of(()).clusters is None
+
+
+def test_questions_that_the_base_did_not_read_leave_the_others_known():
+    about = About(
+        ("a", "b", "c"),
+        prompt_tokens=np.array([3, 0, 5]),
+        prompt_nll=np.array([1.0, 0.0, 2.0]),
+        hidden=np.arange(6.0).reshape(3, 2),
+        read=np.array([True, False, True]),
+    )
+    some = about.of(("c", "a"))
+    assert some.prompt_tokens.tolist() == [5, 3]
+    assert some.hidden.tolist() == [[4.0, 5.0], [0.0, 1.0]]
+    for ids in (("a", "b"), ("a", "b", "c")):
+        unread = about.of(ids)
+        assert unread.prompt_tokens is None
+        assert unread.prompt_nll is None
+        assert unread.hidden is None
