@@ -294,14 +294,18 @@ def test_float32_from_elsewhere_is_normalised(tmp_path):
 
 
 @settings(deadline=None, max_examples=60)
-@given(st.lists(st.integers(2, 26), min_size=1, max_size=6), st.integers(0, 999), st.sampled_from([0.1, 1, 10, 100]))
-def test_our_own_rounding_is_left_alone(tmp_path_factory, sizes, seed, spread):
+@given(
+    st.lists(st.integers(2, 26), min_size=1, max_size=6), st.integers(0, 999), st.sampled_from([0.1, 1, 10, 100]),
+    st.sampled_from([0, 1, 100]),
+)  # fmt: skip
+def test_our_own_rounding_is_left_alone(tmp_path_factory, sizes, seed, spread, below):
     """Whether float64 was rounded once to be stored, or all was computed in float32 from scores far below 0."""
     p = predictions(seed, tuple(sizes), optional=False)
     rng = np.random.default_rng(seed)
-    scores = np.where(p.mask, spread * rng.normal(size=p.log_probs.shape) - 100, -np.inf).astype(np.float32)
-    within = (scores - np.log(np.exp(scores.astype(np.float64)).sum(axis=-1, keepdims=True))).astype(np.float32)
+    scores = np.where(p.mask, spread * rng.normal(size=p.log_probs.shape) - below, -np.inf).astype(np.float32)
     largest = scores.max(axis=-1, keepdims=True)
+    apart = scores.astype(np.float64) - largest
+    within = (apart - np.log(np.exp(apart).sum(axis=-1, keepdims=True))).astype(np.float32)
     total = np.log(np.exp(scores - largest).sum(axis=-1, keepdims=True, dtype=np.float32))
     before = (scores - (largest + total)).astype(np.float32)
     stored = np.where(p.mask, scores, 0.0).astype(np.float64)

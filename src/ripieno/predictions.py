@@ -526,8 +526,8 @@ def _normalised(
     """Normalise the rows whose probabilities sum to something else than 1 by more than rounding explains.
 
     Rounding to float32 moves each log-probability by 2^-24 of itself, and so the sum by at most 2^-24 times the row's
-    entropy. A softmax in float32 (a score less the logarithm of a sum) is off by 2^-24 of the scores before that. Twice
-    as much covers what is of second order. The rest is the rounding of float64.
+    entropy. A softmax in float32 (a score less the logarithm of a sum) is off by 2^-24 of the scores before that, and
+    by as much for each term of the sum. Twice as much covers what is of second order. The rest is float64's rounding.
 
     Args:
         log_probs: [M, N, K], -inf where absent.
@@ -536,8 +536,8 @@ def _normalised(
     """
     K = log_probs.shape[-1]
     entropy = -(np.exp(log_probs) * np.where(np.isneginf(log_probs), 0.0, log_probs)).sum(axis=-1)
-    largest = 0.0 if scores is None else np.abs(np.where(np.isfinite(scores), scores, 0.0)).max(axis=-1)
-    slack = 2.0**-23 * (entropy + largest) + (2 * K + 10) * np.finfo(np.float64).eps
+    before = 0.0 if scores is None else np.abs(np.where(np.isfinite(scores), scores, 0.0)).max(axis=-1) + K + 2
+    slack = 2.0**-23 * (entropy + before) + (2 * K + 10) * np.finfo(np.float64).eps
     off = np.where(np.abs(totals - 1) > slack, totals, 1.0)
     return np.asarray(log_probs - np.log(off)[..., None])
 

@@ -424,6 +424,51 @@ def test_a_browser_too_old_is_told(page: Page, shown: Shown) -> None:
     page.wait_for_function("document.getElementById('explorer-message').textContent.includes('cannot be unpacked')")
 
 
+def test_fewer_members_are_shown_one_by_one(page: Page, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where all would be too large: the page says so, and counts them in the votes all the same."""
+    p = answers(HOME, seed=1, n=60, members=5)
+    questions = {HOME: asked(p)}
+    monkeypatch.setattr(explorer, "DRAWN", (2, 0))
+    limit = len(explorer.data([p], questions).payload) - 1
+    for name in ("BUDGET", "LIMIT"):
+        monkeypatch.setattr(explorer, name, limit)
+    start(page, write(tmp_path, [p], questions, out=0))
+    assert "2 of 5 members are shown one by one, the first" in page.inner_text("#explorer-left-out")
+    torn = next(n for n in range(10, 60) if uncertainty.disagreement(p.probs)[n] > 0.3)
+    page.fill("#explorer-search", f'"number {torn} of"')
+    page.click(f"{ROW} button")
+    rows = page.locator(f"{BODY} .members tbody tr")
+    assert rows.locator("th").all_inner_texts() == ["Ensemble", "Member 0", "Member 1"]
+    for row, probs in enumerate((p.probs.mean(axis=0)[torn], *p.probs[:2, torn])):
+        assert rows.nth(row).locator("td").all_inner_texts() == [f"{v:.3f}" for v in probs]
+        assert rows.nth(row).locator("strong").inner_text() == f"{probs.max():.3f}"
+    said = page.inner_text(BODY)
+    most = max(np.bincount(p.probs[:, torn].argmax(axis=1)))
+    assert f"{['Two', 'Three', 'Four'][most - 2]} of five members" in said
+    assert "5 members answered; 3 are not listed." in said
+    assert "the first two members' own, a line a member" in said
+    at = page.eval_on_selector_all(f"{BODY} .lanes i", "marks => marks.map(mark => parseFloat(mark.style.left))")
+    np.testing.assert_allclose(np.reshape(at, (5, 2)).T, 100 * p.probs[:2, torn], atol=0.05 + 1e-9)
+
+
+def test_a_sample_of_too_many_questions(page: Page, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    p = answers(HOME, seed=1, n=400, members=3)
+    whole = explorer.data([p], {HOME: asked(p)})
+    for name in ("BUDGET", "LIMIT"):
+        monkeypatch.setattr(explorer, name, len(whole.payload) // 3)
+    start(page, write(tmp_path, [p], {HOME: asked(p)}, out=0))
+    left = count(page)
+    assert 50 < left < 390
+    said = page.inner_text("#explorer-left-out")
+    assert f"the explorer holds {left} of 400 questions, drawn at random" in said
+    assert "no member is shown one by one" in said
+    page.click(f"{ROW} button")
+    assert page.locator(f"{BODY} .members tbody th").all_inner_texts() == ["Ensemble"]
+    assert "each member's own, a line" not in page.inner_text(BODY)
+    assert "3 members answered; 3 are not listed." in page.inner_text(BODY)
+    assert page.locator(f"{BODY} .lanes").count() == 0
+
+
 def test_one_member_and_no_texts(page: Page, tmp_path: Path) -> None:
     """Predictions of another program: no question's text; one member, who cannot disagree."""
     shown = write(tmp_path, [answers(HOME, seed=1, n=5, members=1)], {}, out=0)

@@ -13,6 +13,7 @@ from asked import HOSTILE, asked
 from synthetic import answers, run, summary
 
 from ripieno.data.question import Question
+from ripieno.measures import uncertainty
 from ripieno.measures.analysis import analyze
 from ripieno.measures.table import Analysis
 from ripieno.predictions import Predictions
@@ -136,8 +137,12 @@ def test_long_texts_are_shortened_in_their_middle_and_marked(monkeypatch: pytest
 def test_numbers_stay_where_no_length_is_short_enough(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(explorer, "BUDGET", 10)
     p = answers("a/test", seed=0, n=30)
-    explored = explorer.data([p], {"a/test": asked(p)})
-    assert explored.longest == min(explorer.LENGTHS)
+    questions = asked(p)
+    explored = explorer.data([p], {"a/test": questions})
+    assert explored.longest is None  # no text is longer than the shortest length
+    assert (explored.questions, explored.asked, explored.drawn) == (30, 30, 3)
+    explored = explorer.data([p], {"a/test": [replace(questions[0], context="x" * 251), *questions[1:]]})
+    assert explored.longest == min(explorer.LENGTHS) == 250
     assert (explored.questions, explored.asked, explored.drawn) == (30, 30, 3)
 
 
@@ -203,6 +208,13 @@ def test_whatever_the_limit_each_set_keeps_a_question(
     explored = explorer.data(predictions, {})
     assert [len(s["ids"]) for s in unpack(explored)[0]["sets"]] == [1, 1]
     assert (explored.questions, explored.asked, explored.drawn) == (2, 102, 0)
+    alone = explorer.data([answers("a/test", seed=0, n=9, members=1)], {})
+    assert (alone.questions, alone.asked, alone.drawn) == (1, 9, 1)  # whose numbers are the ensemble's
+
+
+VOTES = "all are in the ensemble's numbers and in the votes"
+SAMPLE = "the explorer holds 20 of 1,234 questions, drawn at random from each set"
+REST = "The rest of the page is made of all questions."
 
 
 def test_the_page_says_what_was_left_out() -> None:
@@ -218,14 +230,10 @@ def test_the_page_says_what_was_left_out() -> None:
     found = [re.search('<p id="explorer-left-out">(.*?)</p>', page, re.DOTALL) for page in pages]
     assert [match and " ".join(match[1].split()) for match in found] == [
         None,
-        "So that the page stays small, 1 of 3 members are shown one by one, the first; all are in the ensemble's numbers "
-        "and in the votes.",
-        "So that the page stays small, no member is shown one by one; all are in the ensemble's numbers and in the votes.",
-        "So that the page stays small, the explorer holds 20 of 1,234 questions, drawn at random from each set. "
-        "The rest of the page is made of all questions.",
-        "So that the page stays small, the explorer holds 20 of 1,234 questions, drawn at random from each set and "
-        "no member is shown one by one; all are in the ensemble's numbers and in the votes. "
-        "The rest of the page is made of all questions.",
+        f"So that the page stays small, 1 of 3 members are shown one by one, the first; {VOTES}.",
+        f"So that the page stays small, no member is shown one by one; {VOTES}.",
+        f"So that the page stays small, {SAMPLE}. {REST}",
+        f"So that the page stays small, {SAMPLE}, and no member is shown one by one; {VOTES}. {REST}",
     ]
 
 

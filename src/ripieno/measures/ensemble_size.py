@@ -39,9 +39,9 @@ def by_members(
 
     Where no size has more than `MOST_SUBSETS` subsets (M <= 6), all are measured, and intervals speak of other
     questions. Else all subsets of 1, M - 1 and M members are, and between them as many chains: each takes the members
-    in an order of its own and adds one at a time, so a gain is the mean of what the next member brought. Which members
-    a chain starts with matters where they are unequal; that is taken out of the mean over chains by regression on what
-    each member does alone and what leaving it out of all does (see `_over_subsets`). Intervals then hold the mean over
+    in an order of its own and adds one at a time, so a gain is what the next member brought to the same ones. Whom a
+    chain starts with matters where members are unequal: that is taken out by regression on what each member does alone
+    and what leaving it out of all does (see `_over_subsets`). Intervals then hold the mean over
     all subsets as well: each resample draws the questions and, apart from them, the chains,
 
         theta_b = theta + sum_n w_bn (v_n - theta) / sum_n w_bn + sum_c u_bc r_c / C
@@ -68,7 +68,7 @@ def by_members(
         return []
     clusters = None if about is None else about.of(p.question_ids).clusters
     plan = _Plan.of(M, seed)
-    means, of_order, others = _measured(_Members.of(p), plan, bins)
+    means, single = _measured(_Members.of(p), plan, bins)
     points = []
 
     def add(measure: str, values: Sequence[float], n: int, ends: Floats | None = None) -> None:
@@ -87,9 +87,9 @@ def by_members(
         finite = [measure for measure in measures if n and np.isfinite(means[measure]).all()]
         if not finite:
             continue
-        shifts, residuals = zip(*(_over_subsets(plan, of_order[measure]) for measure in finite), strict=True)
+        estimates, residuals = zip(*(_over_subsets(plan, single[measure]) for measure in finite), strict=True)
         values = np.array([means[measure] for measure in finite])  # [measure, size, question]
-        values += np.array(shifts)[:, :, None]
+        values += (np.array(estimates) - values.mean(axis=2))[:, :, None]
         ends: list[Floats | None] = [None] * len(finite)
         together = None if clusters is None else clusters[asked]
         if units(n, together) > 1:
@@ -102,8 +102,9 @@ def by_members(
             ends = [np.array(percentiles(both[:, i])) for i in range(len(finite))]
         for i, measure in enumerate(finite):
             add(measure, values[i].mean(axis=1).tolist(), n, ends[i])
-    for measure in others[0][0]:
-        add(measure, [float(np.mean([of[measure] for of in of_size])) for of_size in others], int(known.sum()))
+    for measure in single:
+        if measure not in means:
+            add(measure, _over_subsets(plan, single[measure])[0].tolist(), int(known.sum()))
     return points
 
 
@@ -136,7 +137,7 @@ def apart_by_members(
                 of_sizes[first.members - 1].append(found)
     points: list[SizePoint] = []
     for name, of_sizes in aurocs.items():
-        values = [float(np.mean(of_size)) for of_size in of_sizes]
+        values = _over_subsets(plan, of_sizes)[0].tolist()
         for m, value in enumerate(values, start=1):
             if not math.isnan(value):
                 gain = None if m == 1 or math.isnan(values[m - 2]) else value - values[m - 2]
@@ -190,7 +191,7 @@ class _Plan:
             orders = [(order, m) for m in sizes for order in combinations(everyone, m)]
         else:
             chains = MOST_SUBSETS
-            orders = [(order[: members - 2], 2) for order in _orders(members, chains, seed)]
+            orders = [(order[: members - 2], 2) for order in balanced_orders(members, chains, seed)]
             orders += [((member,), 1) for member in everyone]
             orders += [(everyone[:member] + everyone[member + 1 :], members - 1) for member in everyone]
             orders.append((everyone, members))
@@ -198,7 +199,7 @@ class _Plan:
         return cls(orders, chains, subsets)
 
 
-def _orders(members: int, number: int, seed: int) -> list[tuple[int, ...]]:
+def balanced_orders(members: int, number: int, seed: int) -> list[tuple[int, ...]]:
     """Return random orders of the members in which no member stands at a place more than once more than another.
 
     M of them are a Latin square: a random order, rotated M times, its places then put in a random order as well.
@@ -343,64 +344,59 @@ class _Members:
         return found
 
 
-def _measured(
-    members: _Members, plan: _Plan, bins: int
-) -> tuple[dict[str, Floats], dict[str, Floats], list[list[dict[str, float]]]]:
+def _measured(members: _Members, plan: _Plan, bins: int) -> tuple[dict[str, Floats], dict[str, list[list[float]]]]:
     """Measure the plan's ensembles.
 
     Returns:
-        By measure the mean over ensembles of each size and question, [M, N]; by measure the mean over questions of
-        each order and size, [orders, M] (0 at sizes that an order does not hold); the other measures, by size.
+        By measure that is a mean over questions, its mean over the ensembles of each size, [M, N]; by measure, any, by
+        size, the value of each ensemble in the plan's order.
     """
     M, _, _ = members.probs.shape
     means: dict[str, Floats] = {}
-    of_order: dict[str, Floats] = {}
-    others: list[list[dict[str, float]]] = [[] for _ in range(M)]
-    for i, (order, least) in enumerate(plan.orders):
+    single: dict[str, list[list[float]]] = {}
+    for order, least in plan.orders:
         for ensemble in members.ensembles(order, least):
             size = ensemble.members - 1
-            for measure, values in members.columns(ensemble).items():
-                if measure not in means:
-                    means[measure] = np.zeros((M, len(values)))
-                    of_order[measure] = np.zeros((len(plan.orders), M))
-                means[measure][size] += values
-                if len(values):
-                    of_order[measure][i, size] = values.mean()
-            others[size].append(members.others(ensemble, bins))
-    for of in means.values():
-        of /= np.array([[len(of_size)] for of_size in others])
-    return means, of_order, others
+            columns = members.columns(ensemble)
+            for measure, values in columns.items():
+                means.setdefault(measure, np.zeros((M, len(values))))[size] += values
+            found = {measure: float(values.mean()) for measure, values in columns.items() if len(values)}
+            for measure, value in (found | members.others(ensemble, bins)).items():
+                single.setdefault(measure, [[] for _ in range(M)])[size].append(value)
+    ensembles = np.array([[len(of_size)] for of_size in single[OF_ALL[0]]])
+    return {measure: of / ensembles for measure, of in means.items()}, single
 
 
-def _over_subsets(plan: _Plan, of_order: Floats) -> tuple[Floats, Floats]:
-    """Estimate the mean over all subsets of a size from the chains.
+def _over_subsets(plan: _Plan, of_sizes: Sequence[Sequence[float]]) -> tuple[Floats, Floats]:
+    """Estimate the mean over all subsets of each size.
 
         v_c = theta + beta . (mean over c's members i of x_i) + r_c,   x_i = (v({i}), v(all but i)) less their means
 
-    The regression estimator of survey sampling (Cochran 1977, chapter 7): the mean of x over all subsets of a size is
-    known to be 0, that over the chains is not, and x says what a member does among few and among many. What it leaves
-    is what chains differ by.
+    The regression estimator of survey sampling (Cochran 1977, chapter 7), at the sizes of which there are chains: the
+    mean of x over all subsets of a size is known to be 0, that over the chains is not, and x says what a member does
+    among few and among many. What it leaves is what chains differ by.
 
     Args:
-        plan: with its chains.
-        of_order: [orders, M], the mean over questions, finite.
+        plan: of the ensembles.
+        of_sizes: by size, the value of each ensemble in the plan's order, none infinite; NaN where not defined.
 
     Returns:
-        theta less the mean over chains, [M], and the residuals r_c, [C, M], scaled up for what the fit took of them.
-        Both are 0 at sizes of which all subsets are measured.
+        theta, [M], within what the ensembles have, NaN where one is not defined; and the residuals r_c, [C, M], scaled
+        up for what the fit took of them, 0 at sizes of which all subsets are measured.
     """
     M, C = len(plan.subsets), plan.chains
-    shift, residuals = np.zeros(M), np.zeros((C, M))
+    theta, residuals = np.array([np.mean(of_size) for of_size in of_sizes]), np.zeros((C, M))
     if not C:
-        return shift, residuals
-    alone, left_out = of_order[C : C + M, 0], of_order[C + M : C + 2 * M, M - 2]
-    x = np.stack([alone - alone.mean(), left_out - left_out.mean()], axis=1)
-    chains = np.array([order for order, _ in plan.orders[:C]])
-    sums = x[chains].cumsum(axis=1)
+        return theta, residuals
+    of_members = [np.array(of_sizes[size]) for size in (0, M - 2)]
+    x = np.array([of - of.mean() for of in of_members if np.isfinite(of).all()]).reshape(-1, M)
+    sums = x[:, np.array([order for order, _ in plan.orders[:C]])].cumsum(axis=2)  # [x, chain, size]
     for m in range(2, M - 1):
-        of_chains = of_order[:C, m - 1]
-        fitted = np.column_stack([np.ones(C), sums[:, m - 1] / m])
+        of_chains = np.array(of_sizes[m - 1])
+        if np.isnan(of_chains).any():
+            continue
+        fitted = np.column_stack([np.ones(C), *sums[:, :, m - 1] / m])
         coefficients, _, rank, _ = np.linalg.lstsq(fitted, of_chains)
-        shift[m - 1] = coefficients[0] - of_chains.mean()
+        theta[m - 1] = np.clip(coefficients[0], of_chains.min(), of_chains.max())
         residuals[:, m - 1] = (of_chains - fitted @ coefficients) * math.sqrt(C / (C - int(rank)))
-    return shift, residuals
+    return theta, residuals

@@ -128,9 +128,11 @@ class SizePoint:
         dataset, split, method, epoch: which predictions.
         measure: its name in the contract.
         members: m.
-        subsets: how many subsets were averaged (all of them, or so many drawn).
-        value: the mean over subsets.
-        low, high: 95% interval of the value, for other questions; None for measures that are no means.
+        subsets: how many different subsets were averaged: all of that size, or those of 20 chains that add one member
+            at a time.
+        value: the mean over all subsets of that size, or its estimate from the chains.
+        low, high: 95% interval of the value, for other questions and for all subsets; None for measures that are no
+            means.
         gain: value at m less value at m - 1; None at m = 1.
         gain_low, gain_high: its paired 95% interval.
         n: questions (of both sets, where two are told apart).

@@ -203,11 +203,12 @@
     const list = element("ul", { class: "choices" });
     for (let k = 0; k < all.size[i]; k++) list.append(choice(all, i, q, k));
     const key = element("p", { class: "note" }, element("span", { class: "key-fill" }), " the ensemble's probability");
-    const more = q.set.members.length - q.set.drawn;
+    const more = q.set.members.length > 1 ? q.set.members.length - q.set.drawn : 0;
     if (scattered(q)) {
       const few = more ? `the first ${counted(q.set.drawn)} members'` : "each member's";
       key.append(", ", element("span", { class: "key-dot" }), ` ${few} own, a line a member`);
     }
+    const unlisted = `${grouped(q.set.members.length)} members answered; ${grouped(more)} are not listed.`;
     const measures = all.measures
       .filter(([name]) => name !== "correct" && name !== "choices")
       .map(([name, label]) => `${label} ${shown(name, all.values[name][i])}`);
@@ -225,7 +226,7 @@
       key,
       element("h4", {}, "In numbers"),
       numbers(all, i, q),
-      more ? element("p", { class: "note" }, `${grouped(q.set.members.length)} members answered; ${grouped(more)} are not listed.`) : "",
+      more ? element("p", { class: "note" }, unlisted) : "",
       element("p", { class: "note" }, "Underlined: what each prefers. ✓: the right choice. ", measures.join(" · "), "."),
     ].filter(Boolean);
   }

@@ -104,15 +104,19 @@ def data(
         text = json.dumps(header, ensure_ascii=False, separators=(",", ":"))
         return _padded(text.encode("utf-8", "replace"), 8, b" ")  # a lone half of a surrogate pair becomes "?"
 
+    texts = (t for p in last for q in questions.get(p.name, ()) for t in (q.question, q.context or "", *q.choices))
+    most = max(map(len, texts), default=0)
+    lengths = (None, *(length for length in LENGTHS if length < most))
+    steps = (M, *(few for few in DRAWN if few < M)) if M > 1 else (M,)
     # To find what fits, head and tail are compressed alone, and fast: a few percent more than together and well.
     heads: dict[int | None, int] = {}
     size = 0.0
-    for drawn in (M, *(few for few in DRAWN if few < M)):
+    for drawn in steps:
         tail = _columns(last, _names(M), drawn)
         of_tail = len(zlib.compress(tail))
-        for longest in (None, *LENGTHS):
+        for longest in lengths:
             # Before fewer members are drawn, or fewer questions, the page may come near its limit.
-            limit = LIMIT if longest == LENGTHS[-1] and drawn in (M, DRAWN[-1]) else BUDGET
+            limit = LIMIT if longest == lengths[-1] and drawn in (M, steps[-1]) else BUDGET
             size = of_tail * 4 / 3
             if size > 1.05 * limit:
                 continue
@@ -125,7 +129,7 @@ def data(
             if len(payload) <= limit:
                 return Explored(payload, N, N, longest, M, drawn)
     # Sorted by hashes, not drawn by a generator, whose stream may change with numpy's version.
-    drawn, longest = min(M, DRAWN[-1]), LENGTHS[-1]
+    drawn, longest = steps[-1], lengths[-1]
     orders = [np.argsort([derive(0, "explorer", p.name, question) for question in p.question_ids]) for p in last]
     share = 1.0
     while True:
