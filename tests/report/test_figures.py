@@ -67,7 +67,7 @@ BEYOND, NOISE = (0.1, 0.05, 0.15), (0.01, -0.01, 0.03)
     [
         ((BEYOND, BEYOND), "Accuracy: each member up to the 3rd still brought a gain beyond the noise."),
         ((BEYOND, NOISE), "Accuracy: up to 2 members each brings a gain beyond the noise; that of the 3rd falls"),
-        ((NOISE, NOISE), "Accuracy: already the second member's gain falls inside the noise of these 10 questions."),
+        ((NOISE, NOISE), "Accuracy: already the second member's gain falls inside the noise (n = 10)."),
     ],
 )  # fmt: skip
 def test_where_one_more_member_no_longer_shows(gains: tuple[tuple[float, float, float], ...], said: str) -> None:

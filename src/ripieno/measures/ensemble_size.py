@@ -41,8 +41,8 @@ def by_members(
     questions. Else all subsets of 1, M - 1 and M members are, and between them as many chains: each takes the members
     in an order of its own and adds one at a time, so a gain is what the next member brought to the same ones. Whom a
     chain starts with matters where members are unequal: that is taken out by regression on what each member does alone
-    and what leaving it out of all does (see `_over_subsets`). Intervals then hold the mean over
-    all subsets as well: each resample draws the questions and, apart from them, the chains,
+    and what leaving it out of all does (see `_over_subsets`). Intervals then hold the mean over all subsets as well:
+    each resample draws the questions and, apart from them, the chains,
 
         theta_b = theta + sum_n w_bn (v_n - theta) / sum_n w_bn + sum_c u_bc r_c / C
 

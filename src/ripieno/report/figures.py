@@ -271,7 +271,7 @@ def _enough(results: Results, s: EvaluatedSet, measure: str) -> str:
             return f"{name}: each member up to the {_ordinal(last.members)} still brought a gain beyond the noise."
         return f"{name}: there are too few questions to tell a gain from noise."
     if enough == 1:
-        return f"{name}: already the second member's gain falls inside the noise of these {points[0].n:,} questions."
+        return f"{name}: already the second member's gain falls inside the noise (n = {points[0].n:,})."
     return (
         f"{name}: up to {counted(enough, 'member')} each brings a gain beyond the noise; that of the "
         f"{_ordinal(enough + 1)} falls inside it."
