@@ -220,7 +220,7 @@ def report(
 @app.command()
 def analyze(
     files: Annotated[
-        list[Path], typer.Argument(metavar="RUN_OR_FILE ...", help="Run folders, or predictions: parquet, npz, jsonl.")
+        list[Path], typer.Argument(metavar="RUN_OR_FILE", help="Run folders, or predictions: parquet, npz, jsonl.")
     ],
     ood: Annotated[
         list[Path] | None,
@@ -255,8 +255,8 @@ def analyze(
 
 @app.command()
 def datasets(
-    action: Annotated[str | None, typer.Argument(metavar="[check]", help="`check` reads a file of yours.")] = None,
-    file: Annotated[Path | None, typer.Argument(metavar="[FILE]", help="jsonl, csv or parquet.")] = None,
+    action: Annotated[str | None, typer.Argument(metavar="check", help="`check` reads a file of yours.")] = None,
+    file: Annotated[Path | None, typer.Argument(metavar="FILE", help="jsonl, csv or parquet.")] = None,
     labels: Annotated[str | None, typer.Option(help="Labels of a text,label file, separated by commas.")] = None,
     data_dir: DataDir = None,
 ) -> None:
