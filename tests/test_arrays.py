@@ -21,7 +21,7 @@ from ripieno.arrays import read_predictions
 from ripieno.errors import EnvironmentFault, UserError
 from ripieno.measures.matching import match_choices
 from ripieno.measures.uncertainty import confidence, entropy
-from ripieno.predictions import to_parquet
+from ripieno.parquet import to_parquet
 from test_predictions import check_equal
 
 # Two members, three questions, three choices; question "1" has no third choice.

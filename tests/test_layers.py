@@ -32,6 +32,7 @@ LAYERS = (
     "data",
     "runs",
     "arrays",
+    "parquet",
     "predictions",
     "tokens",
     "features",

@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 
 from ripieno.errors import EnvironmentFault, UserError
 from ripieno.measures.uncertainty import confidence, entropy
-from ripieno.predictions import Predictions, concatenate, read_parquet, to_parquet, without_gaps
+from ripieno.parquet import read_parquet, to_parquet
+from ripieno.predictions import Predictions, concatenate, without_gaps
 
 OPTIONAL = (
     "scores", "tokens", "bytes", "unconditional", "outside_mass", "letter_log_probs", "top_tokens", "top_log_probs",

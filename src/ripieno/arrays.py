@@ -21,7 +21,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ripieno.errors import EnvironmentFault, UserError
-from ripieno.predictions import Predictions, read_parquet, without_gaps
+from ripieno.parquet import read_parquet
+from ripieno.predictions import Predictions, without_gaps
 
 Axes = Literal["mnk", "nmk"]
 Floats = NDArray[np.float64]
@@ -32,7 +33,7 @@ TEXTS = ("ids", "subjects")
 ARRAYS = (*KINDS, "targets", "mask", "members", *TEXTS)
 KEYS = (*KINDS, "id", "target", "subject", "dataset", "split", "epoch", "method")
 
-# The same slack as predictions.read_parquet grants to float32 log-probabilities.
+# The same slack as parquet.read_parquet grants to float32 log-probabilities.
 SUM_TOLERANCE = 1e-4
 # Of members and epochs, which are int32 in the table of predictions.
 LARGEST = 2**31 - 1
@@ -41,7 +42,7 @@ LARGEST = 2**31 - 1
 def read_predictions(path: Path, axes: Axes | None = None) -> list[Predictions]:
     """Read a file of predictions, ours or another program's, by its ending.
 
-    `.parquet`: see `predictions.read_parquet`.
+    `.parquet`: see `parquet.read_parquet`.
 
     `.npz` (numpy's, without pickle) holds one of `probs` and `logits`, [M, N, K] or [N, M, K] of any float type, or
     [N, K] from one member. It may hold `targets`, int [N], -1 where unknown; `mask`, bool [N, K], whether the question

@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 import torch
 
 from ripieno import config as configs
-from ripieno import measures, predictions, provenance
+from ripieno import measures, provenance
 from ripieno.config import Config, Evaluation
 from ripieno.data import splits
 from ripieno.data.matching import Matched, match_questions
@@ -37,7 +37,8 @@ from ripieno.model import backbone as backbones
 from ripieno.model.adapters import default_targets
 from ripieno.model.backbone import Backbone
 from ripieno.model.prediction import Asked
-from ripieno.predictions import Predictions
+from ripieno.parquet import read_parquet, to_parquet
+from ripieno.predictions import Predictions, concatenate
 from ripieno.progress import TRAINING_COST, Progress
 from ripieno.prompt_features import TRAINING_FEATURES, make_features
 from ripieno.report.run import report
@@ -271,7 +272,7 @@ def evaluate(
                 left_out = {"fewer_choices": matched.fewer_choices, "no_answer": matched.no_answer}
                 about |= {"choices": job.choices, "choices_left_out": left_out}
             p = replace(p, metadata={**provenance.metadata(run, config), **about, **p.metadata})
-            run.write(job.file, predictions.to_parquet(p))
+            run.write(job.file, to_parquet(p))
         if not datasets and choices is None:
             make_features(run, config, sets, ensemble, progress)
     return [job.file for job in jobs]
@@ -426,7 +427,7 @@ def calibrate(run: RunFolder, *, data_dir: Path | None = None, progress: Progres
     for method, epoch in ((BASE, 0), (METHOD, config.training.epochs)):
         names = map(DatasetName.parse, config.data.calibration)
         files = [run.predictions(name.folder, name.file, method, epoch) for name in names]
-        p = predictions.concatenate([part for file in files for part in predictions.read_parquet(file)])
+        p = concatenate([part for file in files for part in read_parquet(file)])
         if not p.labelled.any():
             raise UserError(f"{run.path}: no question of data.calibration has an answer to fit a temperature to")
         temperatures[method] = measures.fit_temperature(p.log_probs, p.mask, p.targets)

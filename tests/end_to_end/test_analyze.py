@@ -13,7 +13,7 @@ import pytest
 from commands import ripieno, works
 from synthetic import answers
 
-from ripieno.predictions import to_parquet
+from ripieno.parquet import to_parquet
 
 BENCHMARK = Path(__file__).resolve().parents[2] / "benchmarks" / "analysis.py"
 

@@ -32,7 +32,8 @@ from ripieno.data.splits import DatasetName
 from ripieno.errors import UserError
 from ripieno.model.scoring import Engine
 from ripieno.model.trees import Encoder, TokenTree
-from ripieno.predictions import Predictions, read_parquet
+from ripieno.parquet import read_parquet
+from ripieno.predictions import Predictions
 from ripieno.runs import RunFolder
 from ripieno.training.loop import Trainer
 

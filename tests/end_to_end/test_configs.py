@@ -15,7 +15,7 @@ from commands import works
 from ripieno.data import splits
 from ripieno.data.question import Question
 from ripieno.data.splits import DatasetName
-from ripieno.predictions import read_parquet
+from ripieno.parquet import read_parquet
 from ripieno.runs import RunFolder
 
 ROOT = Path(__file__).resolve().parents[2]

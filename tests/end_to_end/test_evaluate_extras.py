@@ -24,7 +24,8 @@ from ripieno.features import read_features
 from ripieno.measures.matching import match_choices
 from ripieno.model.scoring import Engine
 from ripieno.model.trees import Encoder, TokenTree
-from ripieno.predictions import Predictions, read_parquet
+from ripieno.parquet import read_parquet
+from ripieno.predictions import Predictions
 from ripieno.progress import Progress
 from ripieno.runs import RunFolder
 

@@ -24,7 +24,7 @@ from ripieno.data.splits import DatasetName
 from ripieno.measures import ece
 from ripieno.model import reading
 from ripieno.model.trees import Encoder
-from ripieno.predictions import read_parquet as read_predictions
+from ripieno.parquet import read_parquet as read_predictions
 from ripieno.runs import RunFolder
 from ripieno.tokens import Tokens, read_parquet
 

@@ -9,7 +9,8 @@ import pytest
 from synthetic import answers
 
 from ripieno.errors import UserError
-from ripieno.predictions import Predictions, to_parquet
+from ripieno.parquet import to_parquet
+from ripieno.predictions import Predictions
 from ripieno.report.inputs import gather
 
 

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 Floats = NDArray[np.float64]
 
-# The same slack as predictions.read_parquet grants to float32 log-probabilities.
+# The same slack as parquet.read_parquet grants to float32 log-probabilities.
 SUM_TOLERANCE = 1e-4
 
 

@@ -21,7 +21,8 @@ from ripieno.measures.comparisons import compare_runs
 from ripieno.measures.estimates import Costs
 from ripieno.measures.evidence import Evidence
 from ripieno.measures.table import Analysis, Comparison
-from ripieno.predictions import Predictions, read_parquet
+from ripieno.parquet import read_parquet
+from ripieno.predictions import Predictions
 from ripieno.report import explorer
 from ripieno.report.build import Summary, build, build_comparison, write_tables
 from ripieno.runs import METHOD, RunFolder, stopped_members
