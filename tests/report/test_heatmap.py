@@ -108,7 +108,7 @@ def test_several_texts_stand_under_their_names_each_with_its_own_numbers() -> No
     html = build(t, run="demo", file="a.jsonl", facts=FACTS)
     page = Shown(html)
     assert page.texts == ["ab", "c", "de"]
-    assert "<h3>&lt;first&gt;</h3>" in html
+    assert '<h3>Text 1 <span class="note">&lt;first&gt;</span></h3>' in html
     assert "1 tokens, NLL 1.386, entropy 0.562" in html
     assert "nothing was predicted" in html
     assert page.tags.count("h3") == 3
