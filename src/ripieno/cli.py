@@ -236,16 +236,30 @@ def analyze(
         str | None,
         typer.Option(help="Every question has these choices, such as no,yes: also macro-F1 and each one's recall."),
     ] = None,
+    pair: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="FIRST,SECOND",
+            help="Also compare two rows by a paired test, each METHOD[@EPOCH][:MEMBER], such as ensemble@1,base.",
+        ),
+    ] = None,
     cost_error: CostError = None,
     cost_handover: CostHandover = None,
     bins: Bins = 15,
 ) -> None:
     """Measure predictions, this program's or another's; needs no torch."""
+    from ripieno.measures.comparisons import rows_named
     from ripieno.report import terminal
     from ripieno.report.inputs import gather
 
     evidence = gather(files, ood or [], axes=axes, normalisation=normalisation, labels=labels)
-    analysis = evidence.analyze(costs=_costs(cost_error, cost_handover), bins=bins)
+    pairs = _pairs(pair or [])
+    for name in (name for both in pairs for name in both):
+        try:
+            rows_named(evidence.predictions, name)
+        except ValueError as error:
+            raise UserError(f"--pair {error}") from None
+    analysis = evidence.analyze(costs=_costs(cost_error, cost_handover), pairs=pairs, bins=bins)
     if as_json:
         typer.echo(json.dumps(analysis.to_json(), allow_nan=False))
         return
@@ -401,6 +415,16 @@ def _costs(error: float | None, handover: float | None) -> Costs | None:
     if error is None or handover is None or not (1e-9 <= error <= 1e9 and 1e-9 <= handover <= 1e9):
         raise UserError("--cost-error and --cost-handover: give both, above 0 (1e-9 to 1e9), in one unit")
     return Costs(error, handover)
+
+
+def _pairs(texts: list[str]) -> list[tuple[str, str]]:
+    pairs = []
+    for text in texts:
+        first, comma, second = text.partition(",")
+        if not comma or not first or not second or "," in second:
+            raise UserError(f"--pair {text}: give two rows and a comma between them, such as ensemble@1,base")
+        pairs.append((first.strip(), second.strip()))
+    return pairs
 
 
 def _fetch_embedded() -> None:

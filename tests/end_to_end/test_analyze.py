@@ -82,6 +82,7 @@ def test_costs_and_bins_and_labels(files: dict[str, Path]) -> None:
         (["--normalisation", "byte"], "no choice_scores are stored"),
         (["--normalisation", "median"], "give one of sum, token, byte, unconditional"),
         (["--bins", "0"], "--bins"),
+        (["--pair", "ensemble"], "--pair ensemble: give two rows and a comma between them"),
         (["--ood", "nowhere.parquet"], "nowhere.parquet: no such file"),
         (["--ood", "SAME"], "also among the sets in domain"),
     ],
@@ -92,6 +93,15 @@ def test_mistakes_are_one_line_that_names_them(options: list[str], said: str, fi
     assert said in done.err
     assert done.err.count("\n") == 1
     assert done.out == ""
+
+
+def test_any_two_rows_are_compared_by_a_paired_test(files: dict[str, Path]) -> None:
+    said = works("analyze", files["home"], "--pair", "ensemble:0,ensemble:1", "--pair", "ensemble:2,ensemble")
+    assert "nll: ensemble:0 less ensemble:1 " in said
+    assert "nll: ensemble:2 less ensemble " in said
+    done = ripieno("analyze", files["home"], "--pair", "ensemble@9,ensemble")
+    assert done.code == 2
+    assert done.err == "ripieno: --pair 'ensemble@9': there is no such row; there are ensemble@2\n"
 
 
 def test_for_people_it_prints_a_table(files: dict[str, Path]) -> None:

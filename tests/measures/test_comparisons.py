@@ -224,3 +224,31 @@ def test_the_same_id_with_another_answer_or_other_choices_is_another_question():
     kept = sum(int(size) == 2 for size in p.mask.sum(axis=1))
     found = measures.compare_runs([p], [fewer], ("a", "b"))
     assert {c.n for c in found} == {kept}
+
+
+def test_any_two_rows_by_their_names():
+    parts = [random_predictions(3, 50, 4, seed=e, epoch=e) for e in (1, 2)]
+    base = random_predictions(1, 50, 4, seed=7, method="base")
+    pairs = [("ensemble@2", "ensemble@1"), ("ensemble:0", "base"), ("ensemble@1:2", "ensemble")]
+    found = measures.compare_rows([base, *parts], pairs)
+    assert list(dict.fromkeys((c.first, c.second) for c in found)) == pairs
+
+    def loss(p: Predictions, *members: int) -> np.ndarray:
+        chosen = p.log_probs[list(members) or slice(None)]
+        return measures.nll(measures.pool_log(chosen), p.targets)
+
+    one, two = parts
+    expected = [loss(two) - loss(one), loss(two, 0) - loss(base), loss(one, 2) - loss(two)]
+    of_nll = [c for c in found if c.measure == "nll"]
+    for c, difference in zip(of_nll, expected, strict=True):
+        bound = rounding(50, float(np.abs(difference).max()))
+        assert c.difference == pytest.approx(difference.mean(), abs=bound)
+        assert (c.low, c.high) == pytest.approx(measures.interval(difference), abs=bound)
+    # In one table with the references: corrected for all of them together.
+    analysis = measures.Evidence([base, *parts]).analyze(pairs=pairs, resamples=50)
+    assert [c.p_holm for c in analysis.comparisons] == pytest.approx(
+        list(measures.holm(np.array([c.p for c in analysis.comparisons])))
+    )
+    for name, said in (("dropout", "no such row; there are base@0, ensemble@1"), ("a@b", "write METHOD")):
+        with pytest.raises(ValueError, match=said):
+            measures.compare_rows([base, *parts], [(name, "base")])

@@ -11,7 +11,7 @@ from ripieno.measures.analysis import analyze
 from ripieno.measures.bootstrap import holm, interval, intervals, paired_interval
 from ripieno.measures.brier_parts import BrierParts, brier_decomposition
 from ripieno.measures.calibration import Reliability, adaptive_ece, ece, ece_null, reliability, smooth_ece
-from ripieno.measures.comparisons import compare, compare_runs, compare_with_references
+from ripieno.measures.comparisons import Answerer, compare, compare_rows, compare_runs, compare_with_references
 from ripieno.measures.debiased import debiased_ce, debiased_ce_interval
 from ripieno.measures.dynamics import flows
 from ripieno.measures.ensemble_size import by_members, enough_members
@@ -55,6 +55,7 @@ from ripieno.measures.uncertainty import (
 __all__ = [
     "About",
     "Analysis",
+    "Answerer",
     "BrierParts",
     "Comparison",
     "Costs",
@@ -77,6 +78,7 @@ __all__ = [
     "by_members",
     "cheapest_threshold",
     "compare",
+    "compare_rows",
     "compare_runs",
     "compare_with_references",
     "confidence",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import combinations
@@ -30,6 +31,7 @@ from ripieno.measures.uncertainty import Floats, confidence, pool, pool_log
 from ripieno.predictions import Predictions
 
 UNIFORM, MEAN_MEMBER, SCALED = "uniform guess", "mean member", ", temperature-scaled"
+_ROW = re.compile(r"(?P<method>[^@:]+)(?:@(?P<epoch>\d+))?(?::(?P<member>\d+))?")
 RANKING = ("aurc", "error_auroc")  # by confidence; these are compared as well, where a question has one
 
 
@@ -136,7 +138,7 @@ def compare(
                 [p] = p_value(np.array([value]), resamples_of[:, None], drawn)
                 ends = (float(value), float(low), float(high))
                 found.append(Comparison(dataset, split, measure, first, second, *ends, N, float(p), 1.0))
-    return _corrected(found)
+    return corrected(found)
 
 
 def compare_with_references(
@@ -191,7 +193,7 @@ def compare_with_references(
         if p.name == q.name:
             names = (p.method, q.method)
             comparisons += compare_runs([p], [q], names, about=about, resamples=resamples, seed=seed)
-    return _corrected(comparisons)
+    return corrected(comparisons)
 
 
 def compare_runs(
@@ -225,7 +227,70 @@ def compare_runs(
         answerers = {name: Answerer.pooled(of.log_probs, a.targets) for name, of in zip(names, (a, b), strict=True)}
         clusters = (about or {}).get(p.name, About(())).of(a.question_ids).clusters
         found += compare(answerers, [names], p.dataset, p.split, clusters=clusters, resamples=resamples, seed=seed)
-    return _corrected(found)
+    return corrected(found)
+
+
+def compare_rows(
+    predictions: Sequence[Predictions],
+    pairs: Sequence[tuple[str, str]],
+    *,
+    about: Mapping[str, About] | None = None,
+    resamples: int = RESAMPLES,
+    seed: int = 0,
+) -> list[Comparison]:
+    """Compare any two ensembles, members or epochs of a table, on every data set that both answered.
+
+    Args:
+        predictions: of any data sets, methods and epochs.
+        pairs: names of the first and the second of each: METHOD[@EPOCH][:MEMBER], such as ("ensemble@2",
+            "ensemble@1") or ("ensemble:0", "base"). Without an epoch the method's last, without a member all.
+        about: by `Predictions.name`, for the questions' passages.
+        resamples, seed: of the bootstrap.
+
+    Returns:
+        As `compare`, Holm-corrected over all of a data set.
+
+    Raises:
+        ValueError: a name is not of that form, or there is nothing of that name.
+    """
+    named = {name: rows_named(predictions, name) for pair in pairs for name in pair}
+    found = []
+    for first, second in pairs:
+        for where, p in named[first].items():
+            if where not in named[second]:
+                continue
+            a, b = in_common(p, named[second][where])
+            if a.question_ids:
+                answerers = {name: Answerer.pooled(of.log_probs, a.targets) for name, of in ((first, a), (second, b))}
+                clusters = (about or {}).get(p.name, About(())).of(a.question_ids).clusters
+                found += compare(
+                    answerers, [(first, second)], *where, clusters=clusters, resamples=resamples, seed=seed
+                )
+    return corrected(found)
+
+
+def rows_named(predictions: Sequence[Predictions], name: str) -> dict[tuple[str, str], Predictions]:
+    """Return what a name of `compare_rows` stands for, by data set and split.
+
+    Raises:
+        ValueError: the name is not of that form, or there is nothing of that name.
+    """
+    match = _ROW.fullmatch(name)
+    if match is None:
+        raise ValueError(f"{name!r}: write METHOD[@EPOCH][:MEMBER], such as ensemble@2:0")
+    found: dict[tuple[str, str], Predictions] = {}
+    for p in sorted(predictions, key=lambda p: (-p.replicate, p.epoch)):  # the last one stays
+        if p.method != match["method"] or (match["epoch"] and p.epoch != int(match["epoch"])):
+            continue
+        if match["member"] is None:
+            found[p.dataset, p.split] = p
+        elif int(match["member"]) in p.members:
+            m = p.members.index(int(match["member"]))
+            found[p.dataset, p.split] = replace(p, log_probs=p.log_probs[[m]], members=(p.members[m],))
+    if not found:
+        known = ", ".join(dict.fromkeys(f"{p.method}@{p.epoch}" for p in predictions))
+        raise ValueError(f"{name!r}: there is no such row; there are {known}")
+    return found
 
 
 def in_common(first: Predictions, second: Predictions) -> tuple[Predictions, Predictions]:
@@ -244,7 +309,7 @@ def in_common(first: Predictions, second: Predictions) -> tuple[Predictions, Pre
     return first, second.select(np.array([position[question] for question in first.question_ids], dtype=np.int64))
 
 
-def _corrected(comparisons: Sequence[Comparison]) -> list[Comparison]:
+def corrected(comparisons: Sequence[Comparison]) -> list[Comparison]:
     """Return the same with p_holm over all of a data set, whatever methods they are of."""
     of_sets: dict[tuple[str, str], list[int]] = {}
     for i, c in enumerate(comparisons):

@@ -9,7 +9,7 @@ from ripieno.measures.about import About
 from ripieno.measures.analysis import analyze, last_epochs
 from ripieno.measures.bootstrap import RESAMPLES
 from ripieno.measures.calibration import BINS
-from ripieno.measures.comparisons import compare_with_references
+from ripieno.measures.comparisons import compare_rows, compare_with_references, corrected
 from ripieno.measures.dynamics import flows
 from ripieno.measures.ensemble_size import apart_by_members, by_members
 from ripieno.measures.estimates import Costs
@@ -43,15 +43,25 @@ class Evidence:
     familiar: Floats | None = None
 
     def analyze(
-        self, *, costs: Costs | None = None, bins: int = BINS, resamples: int = RESAMPLES, seed: int = 0
+        self,
+        *,
+        costs: Costs | None = None,
+        pairs: Sequence[tuple[str, str]] = (),
+        bins: int = BINS,
+        resamples: int = RESAMPLES,
+        seed: int = 0,
     ) -> Analysis:
         """Measure all of it.
 
         Args:
             costs: of an error and of a hand-over, where the user gave them.
+            pairs: rows to compare beside the ensemble and its references (`comparisons.compare_rows`).
             bins: of the errors of calibration.
             resamples: of the bootstraps.
             seed: of everything drawn; the same call gives the same analysis.
+
+        Raises:
+            ValueError: a pair names what is not there.
         """
         about = self._with_distances()
         rows = analyze(
@@ -63,11 +73,13 @@ class Evidence:
             resamples=resamples,
             seed=seed,
         )
+        references = compare_with_references(
+            self.predictions, calibration=self.calibration, about=about, resamples=resamples, seed=seed
+        )
+        asked = compare_rows(self.predictions, pairs, about=about, resamples=resamples, seed=seed)
         return Analysis(
             rows=[*rows, *self._told_apart(about, resamples, seed)],
-            comparisons=compare_with_references(
-                self.predictions, calibration=self.calibration, about=about, resamples=resamples, seed=seed
-            ),
+            comparisons=corrected([*references, *asked]),
             sizes=self._by_members(about, bins, resamples, seed),
             flows=flows(self.predictions),
         )
