@@ -82,13 +82,13 @@ def test_ece_null_holds_what_a_calibrated_model_shows():
     assert np.mean(np.array(shown) <= q95) == pytest.approx(0.95, abs=4 * spread)
 
 
-def test_ece_null_of_equal_mass_bins():
-    # Two questions in bins of their own, each off by .2 (with probability .8) or .8.
-    mean, q95 = ece_null(np.array([0.8, 0.81]), bins=2, draws=4000, equal_mass=True)
+def test_ece_null_of_two_questions():
+    # Each in a bin of its own, off by .2 (with probability .8) or .8; .19 or .81.
+    mean, q95 = ece_null(np.array([0.2, 0.81]), bins=2, draws=4000)
     spread = math.sqrt(2 * 0.6**2 * 0.8 * 0.2) / 2
     assert mean == pytest.approx((0.32 + 2 * 0.81 * 0.19) / 2, abs=4 * spread / math.sqrt(4000))
     assert 0.5 <= q95 <= 0.81
-    # ... in a bin of equal width they share a bin, where one of each kind nearly cancels.
+    # In one bin, one of each kind nearly cancels.
     assert ece_null(np.array([0.8, 0.81]), bins=2, draws=4000)[0] < mean
 
 

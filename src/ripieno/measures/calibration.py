@@ -103,8 +103,8 @@ def adaptive_ece(confidence: Floats, right: Floats, *, bins: int = BINS) -> floa
     parts there are fewer bins. torch-uncertainty cuts at the same places but also between equal confidences, so that
     its value then depends on the order of the questions, and with fewer questions than bins it returns NaN.
 
-    Biased upward like `ece` (`ece_null(..., equal_mass=True)` says how much); it misleads where most confidences are
-    near 1, since one bin then spans all the doubtful answers and their errors cancel.
+    Biased upward like `ece`; it misleads where most confidences are near 1, since one bin then spans all the doubtful
+    answers and their errors cancel.
 
     Args:
         confidence: [N], between 0 and 1.
@@ -122,9 +122,7 @@ def adaptive_ece(confidence: Floats, right: Floats, *, bins: int = BINS) -> floa
     return _mean_gap(confidence, right, equal_mass_bin_of(confidence, bins))
 
 
-def ece_null(
-    confidence: Floats, *, bins: int = BINS, draws: int = 1000, seed: int = 0, equal_mass: bool = False
-) -> tuple[float, float]:
+def ece_null(confidence: Floats, *, bins: int = BINS, draws: int = 1000, seed: int = 0) -> tuple[float, float]:
     """Return the ECE that a perfectly calibrated model of these confidences would show: its mean and 95% quantile.
 
     The labels are redrawn from the model's own probabilities and the ECE measured again. The ECE only asks whether the
@@ -133,10 +131,9 @@ def ece_null(
 
     Args:
         confidence: [N], between 0 and 1.
-        bins: as for the ECE it is compared with.
+        bins: of equal width, as for the ECE it is compared with.
         draws: how many times all labels are redrawn.
         seed: of the draws.
-        equal_mass: whether the bins are those of `adaptive_ece`; else of equal width, those of `ece`.
 
     Returns:
         Mean and 95% quantile. An ECE below the quantile is no evidence of miscalibration.
@@ -147,8 +144,7 @@ def ece_null(
     check(confidence, confidence, bins)
     check_some(confidence)
     N = len(confidence)
-    bin_of = equal_mass_bin_of(confidence, bins) if equal_mass else _bin_of(confidence, bins)
-    in_bin = (bin_of[:, None] == np.arange(bins)).astype(np.float64)
+    in_bin = (_bin_of(confidence, bins)[:, None] == np.arange(bins)).astype(np.float64)
     expected = confidence @ in_bin
     rng = generator(seed, "ece_null")
     errors = np.empty(draws)

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, get_args
+from typing import get_args
 
 import numpy as np
 
@@ -15,6 +15,7 @@ from ripieno.config import differences
 from ripieno.errors import UserError
 from ripieno.measures.evidence import Evidence
 from ripieno.measures.rescoring import Normalisation, rescore
+from ripieno.measures.uncertainty import Floats
 from ripieno.predictions import Predictions
 from ripieno.report.run import load
 from ripieno.runs import RunFolder
@@ -103,7 +104,7 @@ def _repeated(folders: Sequence[RunFolder]) -> list[Evidence]:
     ]
 
 
-def _familiar(runs: Sequence[Evidence]) -> Any:
+def _familiar(runs: Sequence[Evidence]) -> Floats | None:
     """Return the training questions' hidden states; None where runs differ in them (two bases never compare)."""
     states = [run.familiar for run in runs]
     same = all(a is not None and b is not None and np.array_equal(a, b) for a, b in pairwise(states))
