@@ -30,6 +30,7 @@ from ripieno.config import FewShot, Prompt
 from ripieno.data.question import read_questions
 from ripieno.data.splits import DatasetName
 from ripieno.errors import UserError
+from ripieno.model.padded import PaddedEngine
 from ripieno.model.scoring import Engine
 from ripieno.model.trees import Encoder, TokenTree
 from ripieno.parquet import read_parquet
@@ -406,8 +407,8 @@ def test_a_second_time_computes_nothing_and_writes_nothing(
     experiment: Experiment, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     before = files_of(experiment.path)
-    monkeypatch.setattr(Engine, "score", lambda *_: pytest.fail("a question was asked again"))
-    monkeypatch.setattr(Engine, "sequence_log_probs", lambda *_: pytest.fail("a prompt was read again"))
+    monkeypatch.setattr(Engine, "scan", lambda *_: pytest.fail("a question was asked again"))
+    monkeypatch.setattr(PaddedEngine, "text_likelihoods", lambda *_: pytest.fail("a prompt was read again"))
     monkeypatch.setattr(Trainer, "_gradients", lambda *_: pytest.fail("a step was taken again"))
     assert works("train", experiment.config, "--run", experiment.path) == experiment.said["train"]
     assert works("train", experiment.config, "--run", experiment.path, "--set", "compute.batch_tokens=99")
@@ -793,10 +794,10 @@ def test_memory_that_is_not_there_is_the_environments_fault(
 ) -> None:
     """Torch says so in a RuntimeError; what else raises one is a bug, and keeps its traceback."""
     file = write_rows(experiment.config.parent / "asked.jsonl", rows(2, 88))
-    monkeypatch.setattr(Engine, "score", lambda *_: torch.empty(2**50))
+    monkeypatch.setattr(Engine, "scan", lambda *_: torch.empty(2**50))
     line = one_line(ripieno("evaluate", experiment.path, "--dataset", file, "--epoch", "0"), 1)
     assert line == "ripieno: out of memory: lower compute.batch_tokens or compute.members_per_pass"
-    monkeypatch.setattr(Engine, "score", lambda *_: torch.empty(2) @ torch.empty(3))
+    monkeypatch.setattr(Engine, "scan", lambda *_: torch.empty(2) @ torch.empty(3))
     with pytest.raises(RuntimeError, match="size"):
         ripieno("evaluate", experiment.path, "--dataset", file, "--epoch", "0")
 

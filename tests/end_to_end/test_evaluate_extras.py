@@ -227,7 +227,7 @@ def test_unconditional_scores_are_added_on_demand(base: Path, tmp_path: Path, mo
                 else:
                     assert (p.unconditional[:, n, k] != score).all()
     # Asked without them afterwards, the files with them serve.
-    monkeypatch.setattr(Engine, "score", lambda *_: pytest.fail("a question was asked again"))
+    monkeypatch.setattr(Engine, "scan", lambda *_: pytest.fail("a question was asked again"))
     works("evaluate", run.path)
     works("evaluate", run.path, "--unconditional")
     assert answers(run, files["test"], 1).unconditional is not None

@@ -42,7 +42,7 @@ def ask(
     """Return the questions' trees, and what the base answers."""
     engine = Engine(smollm, None, 1024)
     engine.probe()
-    assert not engine.whole_sequences  # it takes the fast way
+    assert engine.packed  # it takes the fast way
     trees, _ = Encoder(smollm.tokenizer, prompt).trees(questions, None, "error")
     return trees, predict(engine, (), Asked(questions, trees), prompt, evaluation, 1)
 

@@ -15,6 +15,7 @@ from ripieno.config import Adapter, Prompt
 from ripieno.data.question import Question
 from ripieno.model.adapters import AdapterStack
 from ripieno.model.backbone import Backbone
+from ripieno.model.packed import PackedEngine
 from ripieno.model.scoring import Engine
 from ripieno.model.trees import Encoder, TokenTree
 
@@ -65,6 +66,16 @@ def new_world(family: str, adapter: Adapter | None = None, **changes: Any) -> Wo
 
 
 world = cache(new_world)
+
+WAYS = ("packed", "padded", "whole")
+
+
+def engine_of(w: World, way: str, batch_tokens: int = 100_000) -> Engine:
+    """Return a world's engine that goes one of the `WAYS`, whatever its probe would decide."""
+    engine = Engine(w.backbone, w.stack, batch_tokens)
+    engine.packed = PackedEngine(w.backbone, w.stack) if way == "packed" else None
+    engine.padded.whole_sequences = way == "whole"
+    return engine
 
 
 @cache

@@ -9,7 +9,7 @@ from pathlib import Path
 import peft
 import pytest
 import torch
-from naive import SHORTEST, World, bound, naive_scores, new_world, trees, world
+from naive import SHORTEST, World, bound, engine_of, naive_scores, new_world, trees, world
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM
 from transformers.pytorch_utils import Conv1D
@@ -18,7 +18,6 @@ from families import FAMILIES, tiny_model
 from ripieno.config import Adapter
 from ripieno.errors import EnvironmentFault, UserError
 from ripieno.model.adapters import AdapterStack, keep_mask, target_modules
-from ripieno.model.scoring import Engine
 
 # PEFT 0.21 asks transformers 5.23 for a property by its old name.
 pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
@@ -274,8 +273,7 @@ def test_dropout_is_the_same_in_any_grouping_batch_and_engine(family: str) -> No
     w = new_world(family, Adapter(rank=2, alpha=4, dropout=0.4))
     rows = [list(trees()[:3]), [SHORTEST, *trees()[3:5]], list(trees()[3:])]
     seeds = (11, 12, 13)
-    whole = Engine(w.backbone, w.stack, 100_000)
-    whole.whole_sequences = True
+    whole, padded = (engine_of(w, way) for way in ("whole", "padded"))
     with torch.inference_mode():
         together = w.engine.score((0, 1, 2), rows, seeds).choices
         plain = w.engine.score((0, 1, 2), rows).choices
@@ -284,7 +282,7 @@ def test_dropout_is_the_same_in_any_grouping_batch_and_engine(family: str) -> No
             for n, tree in enumerate(rows[p]):
                 ours = together[p, n, : len(tree.branches)]
                 allowed = 2 * bound(ours)  # two orders of the same sums, each within its bound of the truth
-                for engine in (w.engine, whole):
+                for engine in (w.engine, whole, *([padded] if w.engine.packed else [])):
                     alone = engine.score((p,), [[tree]], (seeds[p],)).choices[0, 0]
                     assert ((ours - alone).abs() <= allowed).all()
                 assert ((ours - plain[p, n, : len(ours)]).abs() > 100 * allowed).any()

@@ -10,6 +10,7 @@ from naive import SHORTEST, bound, plain, trees, world
 from families import FAMILIES
 from ripieno.model import features
 from ripieno.model.features import read_prompts
+from ripieno.model.padded import PaddedEngine
 from ripieno.model.scoring import Engine
 from ripieno.model.trees import TokenTree
 from ripieno.progress import Progress
@@ -70,14 +71,14 @@ def test_the_budget_changes_no_more_than_rounding(family: str, monkeypatch: pyte
     w = world(family)
     found = [read_prompts(Engine(w.backbone, w.stack, budget), PROMPTS) for budget in (1, 100_000)]
     sizes: list[int] = []
-    plain_pass = Engine.sequence_log_probs
+    plain_pass = PaddedEngine.text_likelihoods
     monkeypatch.setattr(features, "LOGITS", 400 * 150)
 
-    def counted(engine: Engine, members: object, rows: list[list[object]]) -> object:
+    def counted(engine: PaddedEngine, members: object, rows: list[list[object]], seeds: None) -> object:
         sizes.append(len(rows[0]) * max(row.length for row in rows[0]))  # type: ignore[attr-defined]
-        return plain_pass(engine, members, rows)  # type: ignore[arg-type]
+        return plain_pass(engine, members, rows, seeds)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(Engine, "sequence_log_probs", counted)
+    monkeypatch.setattr(PaddedEngine, "text_likelihoods", counted)
     found.append(read_prompts(Engine(w.backbone, w.stack, 100_000), PROMPTS))
     assert len(sizes) > 1
     assert max(sizes) <= 150

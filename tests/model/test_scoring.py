@@ -2,12 +2,24 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
-from naive import QUESTIONS, SHORTEST, World, bound, naive, naive_scores, new_world, plain, trees, world
+from naive import (
+    QUESTIONS,
+    SHORTEST,
+    WAYS,
+    World,
+    bound,
+    engine_of,
+    naive,
+    naive_scores,
+    new_world,
+    plain,
+    trees,
+    world,
+)
 from torch import Tensor
 from transformers import GPT2LMHeadModel
 
@@ -15,20 +27,40 @@ from families import FAMILIES, byte_level_tokenizer, tiny_model
 from ripieno.config import Prompt
 from ripieno.data.question import Question
 from ripieno.model.backbone import Backbone
-from ripieno.model.scoring import Engine, choice_log_probs
+from ripieno.model.packing import lay_out, shared_fronts
+from ripieno.model.scoring import Engine, Scores, choice_log_probs
 from ripieno.model.trees import Encoder, TokenSequence, TokenTree
 
 # Recurrent states cannot branch, and ALiBi's distances come from a mask of columns: these take whole sequences.
 TREES = [family for family in FAMILIES if family not in ("bloom", "mamba")]
-# The token budget, whole sequences or trees, and how many passes six questions of three members take.
-BUDGETS = [(1, False, 6), (400, False, 3), (900, False, 2), (100_000, False, 1), (2000, True, 2), (100_000, True, 1)]
+# The token budget, the way, and how many passes six questions of three members take.
+BUDGETS = [
+    (1, "padded", 6),
+    (400, "padded", 3),
+    (900, "padded", 2),
+    (100_000, "padded", 1),
+    (2000, "whole", 2),
+    (100_000, "whole", 1),
+    (1, "packed", 6),
+    (400, "packed", 2),
+    (100_000, "packed", 1),
+]
 every_family = pytest.mark.parametrize("family", FAMILIES)
 every_tree_family = pytest.mark.parametrize("family", TREES)
 
 
-def assert_naive(w: World, members: tuple[int, ...], rows: list[list[TokenTree]]) -> None:
-    with torch.inference_mode():
-        scores = w.engine.score(members, rows)
+def ways(family: str) -> tuple[str, ...]:
+    """The engines that serve a family: every one that can must give the same."""
+    return WAYS if family in TREES else ("whole",)
+
+
+def assert_naive(w: World, members: tuple[int, ...], rows: list[list[TokenTree]], engine: Engine | None = None) -> None:
+    for some in [engine] if engine else [engine_of(w, way) for way in ways(w.family)]:
+        with torch.inference_mode():
+            assert_scores(w, members, rows, some.score(members, rows))
+
+
+def assert_scores(w: World, members: tuple[int, ...], rows: list[list[TokenTree]], scores: Scores) -> None:
     for p, member in enumerate(members or (None,)):
         for n, tree in enumerate(rows[p]):
             choices, answer = naive(w.family, member, tree)
@@ -56,18 +88,19 @@ def test_members_in_one_pass_score_their_own_questions_as_the_plain_model(family
 def test_running_text_scores_as_the_plain_model(family: str) -> None:
     """The next_token loss reads the same numbers: every token but the first, padding counted nowhere."""
     rows = [[tree.question + tree.branches[0] for tree in pair] for pair in (trees()[:2], trees()[3:5])]
+    rows[1].append((5,))  # nothing of it is predicted
+    rows[0].append((5, 6))
     w = world(family)
-    with torch.inference_mode():
-        sequences = [[TokenSequence(0, tokens) for tokens in of_member] for of_member in rows]
-        log_probs, mask = w.engine.sequence_log_probs((2, 1), sequences)
-    for p, member in enumerate((2, 1)):
-        for n, tokens in enumerate(rows[p]):
-            with torch.inference_mode():
-                logits = plain(family, member)(input_ids=torch.tensor([tokens])).logits[0]
-            truth = logits.double().log_softmax(-1)[range(len(tokens) - 1), tokens[1:]]
-            assert ((log_probs[p, n, : len(truth)] - truth).abs() <= bound(truth)).all()
-            assert mask[p, n].sum() == len(tokens) - 1
-            assert not log_probs[p, n, len(tokens) - 1 :].any()
+    sequences = [[TokenSequence(0, tokens) for tokens in of_member] for of_member in rows]
+    for way in ways(family):
+        with torch.inference_mode():
+            found = engine_of(w, way).text_likelihoods((2, 1), sequences)
+        for p, member in enumerate((2, 1)):
+            for n, tokens in enumerate(rows[p]):
+                with torch.inference_mode():
+                    logits = plain(family, member)(input_ids=torch.tensor([tokens])).logits[0]
+                truth = logits.double().log_softmax(-1)[range(len(tokens) - 1), tokens[1:]]
+                assert (found[p, n] - truth.sum()).abs() <= bound(truth).sum()
 
 
 @every_family
@@ -80,13 +113,15 @@ def test_a_token_ten_places_back_moves_the_scores(family: str) -> None:
 
 
 @every_family
-def test_probe_keeps_trees_where_they_are_right(family: str) -> None:
+def test_probe_packs_where_that_is_right(family: str) -> None:
     """On the questions at hand, and on those it makes up itself."""
-    assert world(family).engine.whole_sequences == (family not in TREES)
     w = world(family)
     engine = Engine(w.backbone, w.stack, 100_000)
     engine.probe()
-    assert engine.whole_sequences == (family not in TREES)
+    for probed in (w.engine, engine):
+        assert (probed.packed is not None) == (family in TREES)
+        assert probed.whole_sequences == (family not in TREES)
+        assert (probed.notice is None) == (family in TREES)
 
 
 class Forgetful(GPT2LMHeadModel):
@@ -108,14 +143,12 @@ def test_probe_falls_back_for_a_model_that_does_as_it_likes() -> None:
 
 
 @every_tree_family
-def test_trees_and_whole_sequences_agree_with_their_gradients(family: str) -> None:
+def test_all_engines_agree_with_their_gradients(family: str) -> None:
     w = world(family)
     rows = [list(trees()[:3]), [SHORTEST, *trees()[3:5]], list(trees()[3:])]
     found = []
-    for whole in (False, True):
-        engine = Engine(w.backbone, w.stack, 100_000)
-        engine.whole_sequences = whole
-        scores = engine.score((2, 0, 1), rows)
+    for way in WAYS:
+        scores = engine_of(w, way).score((2, 0, 1), rows)
         losses = -choice_log_probs(scores.choices, rows, "token")[..., 0].sum(1) - scores.answer[..., 3].sum(1)
         parameters = [w.stack.parameters(position) for position in (2, 0, 1)]
         gradients = [
@@ -123,13 +156,14 @@ def test_trees_and_whole_sequences_agree_with_their_gradients(family: str) -> No
             for loss, p in zip(losses, parameters, strict=True)
         ]
         found.append((scores, gradients))
-    (of_trees, tree_gradients), (of_whole, whole_gradients) = found
+    of_whole, whole_gradients = found[-1]
     present = torch.isfinite(of_whole.choices)
-    # Twice the bound: each lies within one of the truth.
-    assert ((of_trees.choices - of_whole.choices)[present].abs() <= 2 * bound(of_whole.choices[present])).all()
-    for ours, theirs in zip(tree_gradients, whole_gradients, strict=True):
-        # Some hundred tokens' gradients are summed, each through about 20 products of float32 (6e-8): 1e-6 each way.
-        assert (ours - theirs).norm() <= 1e-5 * theirs.norm()
+    for scores, gradients in found[:-1]:
+        # Twice the bound: each lies within one of the truth.
+        assert ((scores.choices - of_whole.choices)[present].abs() <= 2 * bound(of_whole.choices[present])).all()
+        for ours, theirs in zip(gradients, whole_gradients, strict=True):
+            # Some hundred tokens' gradients are summed, each through about 20 products of float32 (6e-8): 1e-6 a way.
+            assert (ours - theirs).norm() <= 1e-5 * theirs.norm()
 
 
 def test_gradients_of_members_that_share_a_pass_are_those_of_each_alone() -> None:
@@ -150,27 +184,28 @@ def test_gradients_of_members_that_share_a_pass_are_those_of_each_alone() -> Non
     assert not any(gradient.any() for gradient in of_others)
 
 
-@pytest.mark.parametrize(("budget", "whole", "count"), BUDGETS)
-def test_slicing_by_the_token_budget_changes_nothing_beyond_rounding(budget: int, whole: bool, count: int) -> None:
-    """Every question once and in order, no pass above the budget unless one question alone is."""
+@pytest.mark.parametrize(("budget", "way", "count"), BUDGETS)
+def test_cutting_by_the_token_budget_changes_nothing_beyond_rounding(budget: int, way: str, count: int) -> None:
+    """Every member's every question once, no pass above the budget unless one question alone is."""
     w = world("qwen3")
-    rows = [sorted(trees(), key=lambda tree: -tree.length)[p:] + list(trees()[:p]) for p in range(3)]
-    engine = Engine(w.backbone, w.stack, budget)
-    engine.whole_sequences = whole
-    slices = engine.slices(rows)
-    assert [n for part in slices for n in range(len(rows[0]))[part]] == list(range(len(rows[0])))
-    assert len(slices) == count
-    for part in slices:
-        some = [of_member[part] for of_member in rows]
-        assert_naive(replace(w, engine=engine), (0, 1, 2), some)
-        flat = [tree for of_member in some for tree in of_member]
-        if whole:
-            most = 3 * max(sum(len(tree.branches) for tree in of_member) for of_member in some)
+    rows = [list(trees())[p:] + list(trees()[:p]) for p in range(3)]
+    engine = engine_of(w, way, budget)
+    parts = engine.parts(rows)
+    assert len(parts) == count
+    for p in range(3):
+        assert sorted(tree.key for part in parts for tree in part[p]) == sorted(tree.key for tree in rows[p])
+    for part in parts:
+        assert_naive(w, (0, 1, 2), part, engine)
+        flat = [tree for of_member in part for tree in of_member]
+        if way == "whole":
+            most = 3 * max(sum(len(tree.branches) for tree in of_member) for of_member in part)
             tokens = most * max(tree.length for tree in flat)
+        elif way == "padded":
+            tokens = len(flat) * (max(len(tree.question) for tree in flat) + max(tree.fed for tree in flat))
         else:
-            fed = [sum(len(branch) - 1 for branch in tree.branches) for tree in flat]
-            tokens = len(flat) * (max(len(tree.question) for tree in flat) + max(fed))
-        assert tokens <= budget or part.stop == part.start + 1
+            fronts = [shared_fronts(of_member) for of_member in part]
+            tokens = lay_out(part, fronts, torch.device("cpu")).tokens.numel()
+        assert tokens <= budget or len(part[0]) == 1
 
 
 @pytest.mark.parametrize("family", ["mistral", "gemma2", "gemma3_text"])

@@ -29,18 +29,24 @@ NOT_PLAIN = ("use_dora", "alora_invocation_tokens", "rank_pattern", "alpha_patte
 _SPARSE_PARTS = {"gate", "router", "experts", "shared_expert_gate"}
 
 
+MERGED_BYTES = 2**30  # largest copy of the targeted weights that evaluation makes to merge an update into
+
+
 class _Pass:
     """What the wrapped layers must know of the running forward pass."""
 
     def __init__(self) -> None:
         self.members: tuple[int, ...] = ()
         self.token_keys: Tensor | None = None  # int64 [rows, tokens]; None where there is no dropout
+        self.counts: tuple[int, ...] | None = None  # tokens of each member; None where all have as many
+        self.merged: int | None = None  # the member whose update is merged into copies of the weights
 
 
 class StackedLinear(nn.Module):
     """A frozen linear layer with M low-rank updates: A_m [r, in] and B_m [out, r], float32.
 
-    Rows of the input are ordered by member: with P members in the pass, the first 1/P of them are the first member's.
+    Tokens of the input are ordered by member: with P members in the pass, the first 1/P of them are the first member's,
+    or as many as the pass says.
     """
 
     def __init__(
@@ -54,28 +60,50 @@ class StackedLinear(nn.Module):
         self.dropout = dropout
         self.running = running
         self.key = int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "big", signed=True)
+        self.merged: Tensor | None = None
         self.A = nn.ParameterList(nn.Parameter(torch.zeros(rank, inside, device=device)) for _ in range(members))
         self.B = nn.ParameterList(nn.Parameter(torch.zeros(out, rank, device=device)) for _ in range(members))
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the base's output and each running member's update: the input's shape but for its last dimension."""
-        y: Tensor = self.base(x)
         members = self.running.members
+        if self.merged is not None and members == (self.running.merged,):
+            return self._of_merged(x)
+        y: Tensor = self.base(x)
         if not members:
             return y
-        flat = x.reshape(len(members), -1, x.shape[-1]).float()
+        flat = x.reshape(-1, x.shape[-1]).float()
         if self.dropout and self.running.token_keys is not None:
-            keys = self.running.token_keys.view(len(members), -1, 1)
+            keys = self.running.token_keys.reshape(-1, 1)
             flat = flat * keep_mask(keys ^ self.key, x.shape[-1], self.dropout) / (1 - self.dropout)
-        A, B = (self._running(weights) for weights in (self.A, self.B))
-        wide = y.reshape(len(members), -1, y.shape[-1]).float()
+        wide = y.reshape(-1, y.shape[-1]).float()
         # One fused product and sum, y + scale * (x A^T) B^T: less traffic than a product, a scaling and a sum.
-        return torch.baddbmm(wide, torch.bmm(flat, A.mT), B.mT, alpha=self.scale).to(y.dtype).view(y.shape)
+        counts = self.running.counts or (len(flat) // len(members),) * len(members)
+        if len(set(counts)) > 1:
+            parts = zip(members, wide.split(counts), flat.split(counts), strict=True)
+            update = torch.cat([torch.addmm(w, f @ self.A[m].mT, self.B[m].mT, alpha=self.scale) for m, w, f in parts])
+        else:
+            A, B = (self._running(weights) for weights in (self.A, self.B))
+            of_members = [tensor.view(len(members), -1, tensor.shape[-1]) for tensor in (wide, flat)]
+            update = torch.baddbmm(of_members[0], torch.bmm(of_members[1], A.mT), B.mT, alpha=self.scale)
+        return update.to(y.dtype).view(y.shape)
 
     def _running(self, weights: nn.ParameterList) -> Tensor:
         """Return the running members' weights, stacked: [P, ...]."""
         members = self.running.members
         return weights[members[0]][None] if len(members) == 1 else torch.stack([weights[m] for m in members])
+
+    def merge(self, position: int) -> None:
+        """Make a copy of the base's weight with a member's update in it; the base's own stays as it is."""
+        A, B = self.A[position].detach(), self.B[position].detach()
+        weight: Any = self.base.weight
+        factors = (A.mT, B.mT) if isinstance(self.base, Conv1D) else (B, A)
+        self.merged = torch.addmm(weight, *factors, alpha=self.scale)
+
+    def _of_merged(self, x: Tensor) -> Tensor:
+        assert self.merged is not None
+        bias: Any = self.base.bias
+        return nn.functional.linear(x, self.merged.mT if isinstance(self.base, Conv1D) else self.merged, bias)
 
 
 def keep_mask(keys: Tensor, width: int, dropout: float) -> Tensor:
@@ -132,13 +160,51 @@ class AdapterStack:
         self.targets = last_parts if len(fitting) == len(self.layers) else sorted(self.layers)
 
     @contextmanager
-    def running_pass(self, members: Sequence[int], token_keys: Tensor | None = None) -> Iterator[None]:
-        """Let forward passes inside use these members (by position); none of them is the base itself."""
-        self.running.members, self.running.token_keys = tuple(members), token_keys
+    def running_pass(
+        self, members: Sequence[int], token_keys: Tensor | None = None, counts: tuple[int, ...] | None = None
+    ) -> Iterator[None]:
+        """Let forward passes inside use these members (by position); none of them is the base itself.
+
+        Args:
+            members: P positions.
+            token_keys: int64 [rows, tokens], what dropout masks are drawn by; None for none.
+            counts: tokens of each member, in their order; None where all have as many.
+        """
+        running = self.running
+        running.members, running.token_keys, running.counts = tuple(members), token_keys, counts
         try:
             yield
         finally:
-            self.running.members, self.running.token_keys = (), None
+            running.members, running.token_keys, running.counts = (), None, None
+
+    @contextmanager
+    def merged(self, position: int) -> Iterator[None]:
+        """Let passes inside of this member alone run on copies of the targeted weights with its update merged in.
+
+        Only where that is exact, on float32 weights: a bfloat16 sum would lose most of a small update. Where the copies
+        would be larger than `MERGED_BYTES`, the low-rank path stays; in layers that wide it costs next to nothing.
+        """
+        weights: list[Any] = [layer.base.weight for layer in self.layers.values()]
+        plain = all(type(layer.base) in (nn.Linear, Conv1D) for layer in self.layers.values())
+        exact = plain and all(weight.dtype == torch.float32 for weight in weights)
+        if exact and sum(weight.nbytes for weight in weights) <= MERGED_BYTES:
+            with torch.no_grad():
+                for layer in self.layers.values():
+                    layer.merge(position)
+            self.running.merged = position
+        try:
+            yield
+        finally:
+            self.running.merged = None
+            for layer in self.layers.values():
+                layer.merged = None
+
+    def digest(self, position: int) -> str:
+        """Return the sha256 of a member's weights and of what scales them."""
+        found = hashlib.sha256(repr((self.config.scale, self.targets)).encode())
+        for parameter in self.parameters(position):
+            found.update(parameter.detach().cpu().numpy().tobytes())
+        return found.hexdigest()
 
     def parameters(self, position: int) -> list[nn.Parameter]:
         """Return a member's parameters, in a fixed order: each layer's A, then its B."""

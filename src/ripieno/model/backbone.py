@@ -46,6 +46,16 @@ class Backbone:
         device: torch.device = next(self.model.parameters()).device
         return device
 
+    @property
+    def windows(self) -> dict[str, int | None]:
+        """How far back each kind of the model's layers sees: kind -> tokens, None for all."""
+        settings = self.model.config.get_text_config()
+        window = getattr(settings, "sliding_window", None)
+        kinds = getattr(settings, "layer_types", None)
+        if kinds is None:
+            kinds = ["full_attention" if window is None else "sliding_attention"]
+        return {kind: window if kind == "sliding_attention" else None for kind in dict.fromkeys(kinds)}
+
     def accepts(self, argument: str) -> bool:
         """Whether the model's forward takes a keyword."""
         return argument in inspect.signature(self.model.forward).parameters

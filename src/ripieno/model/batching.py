@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -115,3 +116,29 @@ def _size(row: Row, whole_sequences: bool) -> tuple[int, int, int]:
     if whole_sequences:
         return len(row.branches), row.length, 0
     return 1, len(row.question), row.fed
+
+
+def key_table(rows: Sequence[Row], seeds: Sequence[int], device: torch.device) -> Tensor:
+    """Return int64 [rows, segments]: what the dropout masks of a row's question (segment 0) and branches come from.
+
+    Args:
+        rows: R rows.
+        seeds: R seeds, of this step and the row's member.
+        device: of the table.
+    """
+    width = 1 + max(len(row.branches) if isinstance(row, TokenTree) else 0 for row in rows)
+    table = [[_hash(seed, row.key, s) for s in range(width)] for seed, row in zip(seeds, rows, strict=True)]
+    return torch.tensor(table, device=device)
+
+
+def token_keys(table: Tensor, row: Tensor, segment: Tensor, position: Tensor) -> Tensor:
+    """Return int64, in the shape of the places given: what each token's dropout masks are drawn by.
+
+    A token is known by the step's seed, its question, its segment and its position: the same in any batch and layout.
+    """
+    return table[row, segment] + position * 0x632BE59BD9B4E019
+
+
+def _hash(*parts: int) -> int:
+    digest = hashlib.blake2b(repr(parts).encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "big", signed=True)

@@ -57,12 +57,12 @@ def read_prompts(engine: Engine, trees: Sequence[TokenTree], progress: Progress 
         with torch.inference_mode():
             for part in cut([[prompts[n] for n in by_length]], budget):
                 index = by_length[part]
-                log_probs, _ = engine.sequence_log_probs((), [[prompts[n] for n in index]])
+                likelihoods = engine.padded.text_likelihoods((), [[prompts[n] for n in index]], None)
                 states = read.pop()
                 last = torch.as_tensor(tokens[index] - 1, device=states.device)
                 answering = states[torch.arange(len(index), device=states.device), last].float().cpu().numpy()
                 hidden.update(zip(index, answering, strict=True))
-                nll[index] = -log_probs[0].double().sum(-1).cpu().numpy() / np.maximum(tokens[index] - 1, 1)
+                nll[index] = -likelihoods[0].cpu().numpy() / np.maximum(tokens[index] - 1, 1)
                 if progress:
                     progress.advance(len(index))
     finally:

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from ripieno.config import Evaluation, Prompt
 from ripieno.data.question import Question
-from ripieno.model.scoring import Engine, choice_log_probs
+from ripieno.model.scoring import Engine, Scores, choice_log_probs
 from ripieno.model.trees import TokenTree
 from ripieno.predictions import Predictions
 from ripieno.progress import Progress
@@ -52,23 +52,18 @@ def predict(
     mask = np.arange(K) < np.array([len(tree.branches) for tree in trees])[:, None]
     log_probs, scores = (np.full((M, N, K), -np.inf) for _ in range(2))
     extra = _Extra(M, trees, evaluation)
-    by_length = sorted(range(N), key=lambda n: trees[n].length, reverse=True)
     groups = [positions[start : start + members_per_pass] for start in range(0, len(positions), members_per_pass)]
-    with torch.inference_mode():
-        for number, group in enumerate(groups or [()]):
-            P = max(len(group), 1)
-            rows = slice(number * members_per_pass, number * members_per_pass + P)
-            for part in engine.slices([[trees[n] for n in by_length]] * P):
-                index = by_length[part]
-                some = [[trees[n] for n in index]] * P
-                result = engine.score(group, some)
-                width = result.choices.shape[-1]
-                of_choices = choice_log_probs(result.choices, some, prompt.normalisation)
-                log_probs[rows, index, :width] = of_choices.cpu().numpy()
-                scores[rows, index, :width] = result.choices.cpu().numpy()
-                extra.store(rows, index, result.answer)
-                if progress:
-                    progress.advance(P * len(index))
+    for number, group in enumerate(groups or [()]):
+        P = max(len(group), 1)
+        rows = slice(number * members_per_pass, number * members_per_pass + P)
+        for index, result in engine.scan(group, trees):
+            width = result.choices.shape[-1]
+            of_choices = choice_log_probs(result.choices, [[trees[n] for n in index]] * P, prompt.normalisation)
+            log_probs[rows, index, :width] = of_choices.cpu().numpy()
+            scores[rows, index, :width] = result.choices.cpu().numpy()
+            extra.store(rows, index, result)
+            if progress:
+                progress.advance(P * len(index))
     text = not trees[0].letters
     return Predictions(
         log_probs=log_probs,
@@ -100,10 +95,11 @@ class _Extra:
         self.top_log_probs: NDArray[np.float64] | None = None
         self.shape = (M, N)
 
-    def store(self, rows: slice, index: Sequence[int], answer: torch.Tensor) -> None:
-        """Note P members' log-probabilities [P, n, V] at the answer of some questions."""
+    def store(self, rows: slice, index: Sequence[int], scores: Scores) -> None:
+        """Note what P members say of the vocabulary at the answers of n questions."""
         if self.outside_mass is None:
             return
+        answer = scores.answer
         for column, n in enumerate(index):
             letters = torch.tensor([branch[0] for branch in self.trees[n].branches], device=answer.device)
             inside = answer[:, column, letters].double().logsumexp(-1)
@@ -130,16 +126,14 @@ def _unconditional(
     same: dict[tuple[tuple[int, ...], ...], list[int]] = {}
     for n, tree in enumerate(bare):
         same.setdefault((tree.question, *tree.branches), []).append(n)
-    longest_first = sorted(same.values(), key=lambda rows: bare[rows[0]].length, reverse=True)
+    different = list(same.values())
+    trees = [bare[rows[0]] for rows in different]
     found = [np.zeros((max(len(group), 1), len(bare), width)) for group in groups]
-    with torch.inference_mode():
-        for group, scores in zip(groups, found, strict=True):
-            trees = [[bare[rows[0]] for rows in longest_first]] * len(scores)
-            for part in engine.slices(trees):
-                result = engine.score(group, [of_member[part] for of_member in trees]).choices.cpu().numpy()
-                for column, rows in enumerate(longest_first[part]):
-                    K = len(bare[rows[0]].branches)
-                    scores[:, rows, :K] = result[:, column, None, :K]
+    for group, scores in zip(groups, found, strict=True):
+        for index, result in engine.scan(group, trees):
+            for column, n in enumerate(index):
+                K = len(trees[n].branches)
+                scores[:, different[n], :K] = result.choices[:, column, None, :K].cpu().numpy()
     return np.concatenate(found)
 
 

@@ -1,28 +1,32 @@
-"""The padded engine: members x questions to the log-likelihoods of their choices.
+"""Scoring: members x questions to the log-likelihoods of their choices.
 
-A token tree is one row of a batch: the question, then the branches side by side, each at the positions that follow
-the question. The mask lets a branch see the question and itself. Questions are padded at their beginning and branches
-at their end, so that the last columns, from the end of the question on, are all that become logits.
-
-Models that take no such mask (recurrent ones, ALiBi) run each choice as one whole sequence: `Engine.probe` decides.
+One interface over two engines: the packed one, and the padded one, which is its fallback and its truth. At load a probe
+decides which one a model is served by, so that no family ever gets a wrong number for being fast.
 """
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Sequence
+import copy
+import inspect
+from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor
 
 from ripieno.model.adapters import AdapterStack
+from ripieno.model.attention import NotServedError
 from ripieno.model.backbone import Backbone
-from ripieno.model.batching import Row, Rows, cut, lay_out_sequences, lay_out_trees
+from ripieno.model.batching import Row, cut
+from ripieno.model.packed import PackedEngine
+from ripieno.model.padded import PaddedEngine
 from ripieno.model.trees import TokenSequence, TokenTree
 
 Normalisation = Literal["sum", "token", "byte"]
+KINDS = {"full_attention", "sliding_attention"}  # of layers that a mask describes
+PROBED_WINDOW = 4  # tokens: shorter than any probe, as a real window of thousands is not
 
 
 @dataclass(frozen=True)
@@ -31,11 +35,18 @@ class Scores:
 
     Args:
         choices: float32 [P, n, K], summed log-likelihoods of the branches; -inf where a choice is absent.
-        answer: float32 [P, n, V], log-probabilities of the whole vocabulary at the first token of the answer.
+        logits: float32 [P, n, V], of the whole vocabulary at the first token of the answer.
+        normaliser: float32 [P, n], their log-sum-exps.
     """
 
     choices: Tensor
-    answer: Tensor
+    logits: Tensor
+    normaliser: Tensor
+
+    @property
+    def answer(self) -> Tensor:
+        """Float32 [P, n, V], log-probabilities of the whole vocabulary at the first token of the answer."""
+        return self.logits - self.normaliser[..., None]
 
 
 class Engine:
@@ -44,37 +55,95 @@ class Engine:
     Args:
         backbone: the base.
         stack: its adapters; None scores with the base alone.
-        batch_tokens: most tokens, padding included, in a forward pass.
+        batch_tokens: most tokens in a forward pass, padding included where there is any.
     """
 
     def __init__(self, backbone: Backbone, stack: AdapterStack | None, batch_tokens: int):
         self.backbone = backbone
         self.stack = stack
         self.batch_tokens = batch_tokens
-        self.whole_sequences = False
+        self.padded = PaddedEngine(backbone, stack)
+        self.packed: PackedEngine | None = None
+        self.notice: str | None = None
+
+    @property
+    def whole_sequences(self) -> bool:
+        """Whether each choice runs as one whole sequence."""
+        return self.packed is None and self.padded.whole_sequences
 
     def probe(self, trees: Sequence[TokenTree] = ()) -> None:
-        """Compare trees with whole sequences on a few questions, and keep to the latter where they differ.
+        """Decide how this model is served: packed, padded, or each choice as a whole sequence.
 
-        Run it once before scoring.
+        Each way must give the numbers of the next simpler one, on a few questions on the real model, and packed
+        streams also on a small random copy of it whose windows are shorter than those questions. `notice` says why
+        the model is not packed. Run it once before scoring.
         """
-        # Recurrent states cannot branch, nor can positions that are counted along the mask (ALiBi).
-        branches = all(self.backbone.accepts(argument) for argument in ("attention_mask", "position_ids"))
-        branches = branches and not getattr(self.backbone.model.config, "alibi", False)
-        self.whole_sequences = not branches or set(self._windows()) - {"full_attention", "sliding_attention"} != set()
-        if self.whole_sequences:
-            return
-        trees = list(trees) or _probing_trees(self.backbone.model.config.vocab_size)
-        with torch.no_grad():
-            branched = self._tree_likelihoods((), trees, None)[0]
-            whole = self._whole_likelihoods((), trees, None)[0]
-        # Two orders of the same float32 (bfloat16) sums: thousands of roundings, far below what a wrong mask changes.
-        scale = 1e-4 if self.backbone.model.dtype == torch.float32 else 5e-2
-        self.whole_sequences = not bool((branched - whole).abs().max() <= scale * (1 + whole.abs().max()))
+        self.packed, self.notice = None, None
+        self.padded.whole_sequences = not self._branches(trees)
+        if self.padded.whole_sequences:
+            self.notice = "its attention takes no token trees"
+        else:
+            self.notice = self._why_padded()
+        if self.notice is None:
+            self.packed = PackedEngine(self.backbone, self.stack)
 
-    def slices(self, trees: Sequence[Sequence[Row]]) -> list[slice]:
-        """Cut P members' rows into passes within the token budget."""
-        return cut(trees, self.batch_tokens, self.whole_sequences)
+    def _branches(self, trees: Sequence[TokenTree]) -> bool:
+        """Whether the model takes trees as rows."""
+        # Recurrent states cannot branch, nor can positions that are counted along the mask (ALiBi).
+        takes = all(self.backbone.accepts(argument) for argument in ("attention_mask", "position_ids"))
+        if not takes or getattr(self.backbone.model.config, "alibi", False) or set(self.backbone.windows) - KINDS:
+            return False
+        some = list(trees) or _probing_trees(self.backbone.model.config.vocab_size)
+        with torch.no_grad():
+            branched, whole = (
+                PaddedEngine(self.backbone, self.stack, way).likelihoods((), [some], None)[0] for way in (False, True)
+            )
+        return self._agree(branched, whole)
+
+    def _why_padded(self) -> str | None:
+        """Return why the model cannot be packed, or None."""
+        model = self.backbone.model
+        keywords = inspect.signature(model.forward).parameters.values()
+        if not getattr(model, "_supports_attention_backend", False):
+            return "its attention is its own, not one that the library lets us give"
+        if not self.backbone.accepts("logits_to_keep") or all(k.kind != k.VAR_KEYWORD for k in keywords):
+            return "it takes no further keywords"
+        for backbone, what in ((self.backbone, ""), (small_copy(self.backbone), " with short windows")):
+            stack = self.stack if backbone is self.backbone else None
+            trees = _probing_trees(backbone.model.config.vocab_size)
+            try:
+                with torch.no_grad():
+                    truth = PaddedEngine(backbone, stack).likelihoods((), [trees], None)[0]
+                    engine = PackedEngine(backbone, stack)
+                    together = engine.likelihoods((), [trees], None)[0]
+                    scanned = torch.empty_like(truth)
+                    ends = torch.tensor([len(tree.branches) for tree in trees]).cumsum(0).tolist()
+                    for index, (found, _, _) in engine.scan((), trees, budget=1):
+                        for n in index:
+                            scanned[ends[n] - len(trees[n].branches) : ends[n]] = found
+            except NotServedError as error:
+                return f"its attention asks for {error}"
+            if not (self._agree(together, truth) and self._agree(scanned, truth)):
+                return f"packed scores{what} are not those of padded rows"
+        return None
+
+    def _agree(self, ours: Tensor, theirs: Tensor) -> bool:
+        """Whether two orders of the same sums agree to thousands of roundings: far below what a wrong mask moves."""
+        scale = 1e-4 if self.backbone.model.dtype == torch.float32 else 5e-2
+        return bool((ours - theirs).abs().max() <= scale * (1 + theirs.abs().max()))
+
+    def parts(self, rows: Sequence[Sequence[Row]], dropout: bool = False) -> list[list[list[Row]]]:
+        """Cut P members' lists of N rows each into parts for one pass, within the token budget.
+
+        A part has as many rows of each member; the order of the rows is the engine's.
+
+        Args:
+            rows: P lists.
+            dropout: whether dropout is on, so that rows that begin alike do not share what they begin with.
+        """
+        if self.packed:
+            return self.packed.parts(rows, self.batch_tokens, dropout)
+        return self.padded.parts(rows, self.batch_tokens)
 
     def score(
         self,
@@ -89,131 +158,76 @@ class Engine:
             trees: P lists (one for the base) of n trees each.
             dropout_seeds: P seeds of this step's dropout masks; None for none.
         """
-        flat = [tree for of_member in trees for tree in of_member]
-        seeds = None if dropout_seeds is None else [seed for seed in dropout_seeds for _ in trees[0]]
-        of_branches = self._whole_likelihoods if self.whole_sequences else self._tree_likelihoods
-        likelihoods, answer = of_branches(members, flat, seeds)
-        K, device = max(len(tree.branches) for tree in flat), likelihoods.device
-        row = torch.tensor([r for r, tree in enumerate(flat) for _ in tree.branches], device=device)
-        choice = torch.tensor([k for tree in flat for k in range(len(tree.branches))], device=device)
-        choices = likelihoods.new_full((len(flat), K), -torch.inf).index_put((row, choice), likelihoods)
-        shape = (len(trees), len(trees[0]), -1)
-        return Scores(choices.view(shape), answer.view(shape))
+        return _scores((self.packed or self.padded).likelihoods(members, trees, dropout_seeds), trees)
 
-    def sequence_log_probs(
+    @torch.inference_mode()
+    def scan(self, members: Sequence[int], trees: Sequence[TokenTree]) -> Iterator[tuple[list[int], Scores]]:
+        """Score the same questions with P members, pass by pass; yield which of them a pass read, and their scores.
+
+        One member alone on a float32 base runs with its update merged into copies of the targeted weights.
+
+        Args:
+            members: P positions in the stack, or () for the base alone.
+            trees: N of them.
+        """
+        P = max(len(members), 1)
+        merged = self.stack.merged(members[0]) if self.stack and len(members) == 1 else nullcontext()
+        with merged:
+            if self.packed:
+                for index, found in self.packed.scan(members, trees, self.batch_tokens):
+                    yield index, _scores(found, [[trees[n] for n in index]] * P)
+                return
+            order = sorted(range(len(trees)), key=lambda n: trees[n].length, reverse=True)
+            rows = [[trees[n] for n in order]] * P
+            for part in cut(rows, self.batch_tokens, self.whole_sequences):
+                some = [of_member[part] for of_member in rows]
+                yield order[part], _scores(self.padded.likelihoods(members, some, None), some)
+
+    def text_likelihoods(
         self,
         members: Sequence[int],
         rows: Sequence[Sequence[TokenSequence]],
         dropout_seeds: Sequence[int] | None = None,
-    ) -> tuple[Tensor, Tensor]:
-        """Return the log-probability of every token but the first of each member's rows.
+    ) -> Tensor:
+        """Return float32 [P, n]: of each member's rows, the summed log-probability of every token but the first."""
+        return (self.packed or self.padded).text_likelihoods(members, rows, dropout_seeds)
 
-        Returns:
-            log_probs: float32 [P, n, T - 1], 0 where padded.
-            mask: bool [P, n, T - 1].
-        """
-        flat = [row for of_member in rows for row in of_member]
-        seeds = None if dropout_seeds is None else [seed for seed in dropout_seeds for _ in rows[0]]
-        batch = lay_out_sequences([(row, None) for row in flat], self.backbone.device)
-        logits = self._forward(members, batch, flat, seeds, attention_mask=batch.mask.long()).logits
-        log_probs = _log_prob_of(logits[:, :-1], batch.tokens[:, 1:]) * batch.mask[:, 1:]
-        shape = (len(rows), len(rows[0]), -1)
-        return log_probs.view(shape), batch.mask[:, 1:].reshape(shape)
 
-    def _tree_likelihoods(
-        self, members: Sequence[int], trees: Sequence[TokenTree], seeds: Sequence[int] | None
-    ) -> tuple[Tensor, Tensor]:
-        """Return the branches' summed log-likelihoods, in order, and the log-probabilities at each answer."""
-        batch = lay_out_trees(trees, self.backbone.device)
-        T = batch.tokens.shape[1]
-        masks = {kind: self._mask(batch, window) for kind, window in self._windows().items()}
-        output = self._forward(
-            members,
-            batch,
-            trees,
-            seeds,
-            # Models with several kinds of layers take a mask for each kind.
-            attention_mask=masks if len(masks) > 1 else next(iter(masks.values())),
-            position_ids=batch.positions,
-            # Numbers of columns, not their count: a count makes a strided view, whose product is several times slower.
-            logits_to_keep=torch.arange(T - batch.scored_columns, T, device=batch.tokens.device),
-        )
-        logits = output.logits[:, -batch.scored_columns :].float()
-        normaliser = torch.logsumexp(logits, dim=-1)
-        # Where each branch's tokens are predicted: the first at the question's end, the others one token before.
-        row, column, token, branch = (
-            torch.tensor(values, device=logits.device) for values in zip(*_predictions(trees), strict=True)
-        )
-        log_probs = logits[row, column, token] - normaliser[row, column]
-        count = sum(len(tree.branches) for tree in trees)
-        likelihoods = log_probs.new_zeros(count).index_add(0, branch, log_probs)
-        return likelihoods, logits[:, 0] - normaliser[:, :1]
+def _scores(found: tuple[Tensor, Tensor, Tensor], trees: Sequence[Sequence[TokenTree]]) -> Scores:
+    """Give what a pass found the shape [P, n, ...]."""
+    likelihoods, logits, normaliser = found
+    flat = [tree for of_member in trees for tree in of_member]
+    K, device = max(len(tree.branches) for tree in flat), likelihoods.device
+    row = torch.tensor([r for r, tree in enumerate(flat) for _ in tree.branches], device=device)
+    choice = torch.tensor([k for tree in flat for k in range(len(tree.branches))], device=device)
+    choices = likelihoods.new_full((len(flat), K), -torch.inf).index_put((row, choice), likelihoods)
+    shape = (len(trees), len(trees[0]))
+    return Scores(choices.view(*shape, K), logits.view(*shape, -1), normaliser.view(shape))
 
-    def _whole_likelihoods(
-        self, members: Sequence[int], trees: Sequence[TokenTree], seeds: Sequence[int] | None
-    ) -> tuple[Tensor, Tensor]:
-        """As `_tree_likelihoods`, each choice as a whole sequence: any causal model, at the cost of repeated tokens."""
-        rows = [(r, k) for r, tree in enumerate(trees) for k in range(len(tree.branches))]
-        per_member = len(trees) // max(len(members), 1)
-        groups = [[(r, k) for r, k in rows if r // per_member == p] for p in range(len(trees) // per_member)]
-        # Every member needs the same number of rows; the missing ones repeat one, and nobody reads them.
-        most = max(map(len, groups))
-        rows = [row for group in groups for row in group + group[-1:] * (most - len(group))]
-        place = {row: n for n, row in enumerate(rows)}
-        of_rows = [trees[r] for r, _ in rows]
-        batch = lay_out_sequences([(trees[r], k) for r, k in rows], self.backbone.device)
-        of_seeds = None if seeds is None else [seeds[r] for r, _ in rows]
-        logits = self._forward(members, batch, of_rows, of_seeds, attention_mask=batch.mask.long()).logits
-        log_probs = _log_prob_of(logits[:, :-1], batch.tokens[:, 1:]) * (batch.segments[:, 1:] > 0) * batch.mask[:, 1:]
-        which = [place[r, k] for r, tree in enumerate(trees) for k in range(len(tree.branches))]
-        first = [place[r, 0] for r in range(len(trees))]
-        ends = [len(tree.question) - 1 for tree in trees]
-        return log_probs.sum(dim=1)[which], torch.log_softmax(logits[first, ends].float(), dim=-1)
 
-    def _windows(self) -> dict[str, int | None]:
-        """Return how far back each kind of the model's layers sees: kind -> tokens, None for all."""
-        config = self.backbone.model.config.get_text_config()
-        window = getattr(config, "sliding_window", None)
-        kinds = getattr(config, "layer_types", None)
-        if kinds is None:
-            kinds = ["full_attention" if window is None else "sliding_attention"]
-        return {kind: window if kind == "sliding_attention" else None for kind in dict.fromkeys(kinds)}
+def small_copy(backbone: Backbone) -> Backbone:
+    """Return a random model of the same family and widths, of as few layers as hold each kind, with short windows.
 
-    def _mask(self, batch: Rows, window: int | None) -> Tensor:
-        """Return the additive mask [rows, 1, T, T]: a token sees its question and its own branch, up to itself."""
-        segments, positions = batch.segments, batch.positions
-        own = (segments[:, None, :] == 0) | (segments[:, None, :] == segments[:, :, None])
-        back = positions[:, :, None] - positions[:, None, :]
-        seen = own & (back >= 0) & batch.mask[:, None, :]
-        if window is not None:
-            seen &= back < window
-        dtype = self.backbone.model.dtype
-        # The least finite number, not -inf: rows of padding see nothing, and must not become NaN.
-        return torch.zeros(seen.shape, dtype=dtype, device=seen.device).masked_fill(~seen, torch.finfo(dtype).min)[
-            :, None
-        ]
-
-    def _forward(
-        self, members: Sequence[int], batch: Rows, rows: Sequence[Row], seeds: Sequence[int] | None, **inputs: Any
-    ) -> Any:
-        """Run the library's own model on a batch, with the members' updates in its targeted layers."""
-        if not self.backbone.accepts("logits_to_keep"):
-            inputs.pop("logits_to_keep", None)
-        if self.stack is None:
-            return self.backbone.model(input_ids=batch.tokens, use_cache=False, **inputs)
-        keys = self._token_keys(batch, rows, seeds) if seeds is not None and self.stack.config.dropout else None
-        with self.stack.running_pass(members, keys):
-            return self.backbone.model(input_ids=batch.tokens, use_cache=False, **inputs)
-
-    def _token_keys(self, batch: Rows, rows: Sequence[Row], seeds: Sequence[int]) -> Tensor:
-        """Return int64 [rows, T]: what each token's dropout masks are drawn by, the same in any batch and layout.
-
-        A token is known by the step's seed, its question, its segment (0: the question, else the branch) and position.
-        """
-        width = 1 + max(len(row.branches) if isinstance(row, TokenTree) else 0 for row in rows)
-        streams = [[_hash(seed, row.key, s) for s in range(width)] for seed, row in zip(seeds, rows, strict=True)]
-        of_segment = torch.tensor(streams, device=batch.tokens.device).gather(1, batch.segments)
-        return of_segment + batch.positions * 0x632BE59BD9B4E019
+    Its weights are ten times as large as is usual: attention that is not flat shows what a wrong mask changes.
+    """
+    settings = copy.deepcopy(backbone.model.config)
+    text = settings.get_text_config()
+    kinds = getattr(text, "layer_types", None)
+    if kinds is not None:
+        different = list(dict.fromkeys(kinds))
+        text.layer_types = different if len(different) > 1 else different * 2
+    text.num_hidden_layers = 2
+    if getattr(text, "sliding_window", None) is not None:
+        text.sliding_window = PROBED_WINDOW
+    for name, small in (("vocab_size", 256), ("intermediate_size", 64), ("initializer_range", 0.2)):
+        if hasattr(text, name):
+            setattr(text, name, small)
+    text.pad_token_id = text.bos_token_id = text.eos_token_id = None
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = type(backbone.model)(settings)
+    model.requires_grad_(False).eval().to(device=backbone.device, dtype=backbone.model.dtype)
+    return Backbone(model, backbone.tokenizer, {}, None)
 
 
 def choice_log_probs(scores: Tensor, trees: Sequence[Sequence[TokenTree]], normalisation: Normalisation) -> Tensor:
@@ -236,32 +250,9 @@ def _lengths(tree: TokenTree, normalisation: Normalisation, width: int) -> list[
     return [*map(float, of_choices), *[1.0] * (width - len(of_choices))]
 
 
-def _predictions(trees: Sequence[TokenTree]) -> list[tuple[int, int, int, int]]:
-    """Return, for each token of each branch: its row, the scored column that predicts it, itself, its branch."""
-    found, branch = [], 0
-    for r, tree in enumerate(trees):
-        column = 1  # column 0 is the question's last token
-        for tokens in tree.branches:
-            found.append((r, 0, tokens[0], branch))
-            found += [(r, column + n, token, branch) for n, token in enumerate(tokens[1:])]
-            column += len(tokens) - 1
-            branch += 1
-    return found
-
-
 def _probing_trees(vocabulary: int) -> list[TokenTree]:
-    """Return two trees of different lengths, of tokens spread over the vocabulary."""
-    tokens = [(7 + 7919 * n) % vocabulary for n in range(64)]
+    """Return trees of different lengths, two of which begin alike, of tokens spread over the vocabulary."""
+    tokens = [(7 + 7919 * n) % vocabulary for n in range(80)]
     branches = tuple(tuple(tokens[n : n + 2 + n]) for n in range(3))
-    return [TokenTree(length, tuple(tokens[:length]), branches, (1, 1, 1), 0) for length in (40, 9)]
-
-
-def _log_prob_of(logits: Tensor, tokens: Tensor) -> Tensor:
-    """Return float32 log p(token), without a copy of the log-probabilities of the whole vocabulary."""
-    chosen = logits.gather(-1, tokens[..., None])[..., 0].float()
-    return chosen - torch.logsumexp(logits.float(), dim=-1)
-
-
-def _hash(*parts: int) -> int:
-    digest = hashlib.blake2b(repr(parts).encode(), digest_size=8).digest()
-    return int.from_bytes(digest, "big", signed=True)
+    questions = (tokens[:40], tokens[:9], [*tokens[:30], *tokens[60:70]], tokens[40:49])
+    return [TokenTree(n, tuple(question), branches, (1, 1, 1), 0) for n, question in enumerate(questions)]

@@ -144,7 +144,7 @@ class Trainer:
         rows = {p: self.examples.epoch(self.stack.members[p], epoch) for p in running}
         alive = list(running)
         for first in range(0, len(self.examples.rows), training.batch_size):
-            batch = {p: sorted(rows[p][first : first + training.batch_size], key=_length, reverse=True) for p in alive}
+            batch = {p: rows[p][first : first + training.batch_size] for p in alive}
             values = self._gradients(batch)
             for p in list(alive):
                 if not self._step(p, epoch, values[p], total_steps):
@@ -182,8 +182,8 @@ class Trainer:
             rows = [batch[p] for p in group]
             counts = torch.tensor([self._weight(of_member) for of_member in rows], device=self.engine.backbone.device)
             total = torch.zeros(len(group), device=counts.device)
-            for part in self.engine.slices(rows):
-                loss = self._loss(group, [of_member[part] for of_member in rows]) / counts
+            for part in self.engine.parts(rows, dropout=self.config.adapter.dropout > 0):
+                loss = self._loss(group, part) / counts
                 loss.sum().backward()  # members share no parameter, so each gets its own gradient
                 total += loss.detach()
             values |= dict(zip(group, total.tolist(), strict=True))
@@ -290,7 +290,3 @@ class Trainer:
         kept = [line for line in lines if line["epoch"] <= last.get(line["member"], math.inf)]
         if len(kept) < len(lines):
             self.run.rewrite("metrics.jsonl", kept)
-
-
-def _length(row: Row) -> int:
-    return row.length

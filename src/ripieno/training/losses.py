@@ -26,8 +26,7 @@ def next_token(
     engine: Engine, members: Sequence[int], rows: Sequence[Sequence[TokenSequence]], dropout_seeds: Sequence[int]
 ) -> Tensor:
     """Return [P]: summed cross-entropy of every token but the first (the paper's "next token")."""
-    log_probs, _ = engine.sequence_log_probs(members, rows, dropout_seeds)
-    return -log_probs.sum(dim=(1, 2))
+    return -engine.text_likelihoods(members, rows, dropout_seeds).sum(dim=1)
 
 
 def _answers(trees: Sequence[Sequence[TokenTree]], like: Tensor) -> Tensor:
