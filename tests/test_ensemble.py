@@ -77,6 +77,20 @@ def test_decide_leaves_what_was_given() -> None:
     assert decide(Compute(), torch.device("cuda"), 5).members_per_pass == 5
 
 
+def test_members_share_a_pass_until_it_is_full() -> None:
+    """256 tokens fill a CPU, 2,048 a GPU; never more members than there are."""
+    for device, tokens, members in (
+        ("cpu", 640, 1),
+        ("cpu", 100, 3),
+        ("cpu", 1, 5),
+        ("cuda", 640, 4),
+        ("cuda", 100, 5),
+        ("cuda", 3000, 1),
+    ):
+        assert decide(Compute(), torch.device(device), 5, tokens).members_per_pass == members
+    assert decide(Compute(members_per_pass=4), torch.device("cpu"), 5, 640).members_per_pass == 4
+
+
 @pytest.mark.parametrize("device", ["gpu", "meta:x", "hpu"])
 def test_a_device_that_is_not_there_is_a_users_mistake(device: str) -> None:
     with pytest.raises(UserError, match=f"compute.device '{device}': not at hand here") as caught:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +24,9 @@ from ripieno.model.trees import Encoder
 from ripieno.predictions import Predictions
 from ripieno.progress import Progress
 from ripieno.runs import RunFolder, adapter_epochs
+
+# Tokens of a pass from which on more of them make no token cheaper.
+FULL_CPU_TOKENS, FULL_GPU_TOKENS = 256, 2048
 
 
 @dataclass
@@ -159,17 +163,26 @@ class Ensemble:
         return predict(self.engine, positions, asked, self.prompt, self.evaluation, self.members_per_pass, progress)
 
 
-def decide(compute: Compute, device: torch.device, members: int) -> Compute:
-    """Decide every `auto`: a few hundred tokens a step fill a CPU, a GPU needs the members together."""
+def decide(compute: Compute, device: torch.device, members: int, step_tokens: int | None = None) -> Compute:
+    """Decide every `auto`: as many members share a pass as it takes until its products fill the device.
+
+    Args:
+        compute: as configured.
+        device: where the base is.
+        members: the ensemble's size.
+        step_tokens: of one member's step; None where it is not known, as for questions yet to come: then a CPU takes
+            members in turn, and a GPU together.
+    """
     on_gpu = device.type != "cpu"
+    full = FULL_GPU_TOKENS if on_gpu else FULL_CPU_TOKENS
+    tokens = step_tokens or (1 if on_gpu else full)
+    decided = {
+        "device": str(device),
+        "members_per_pass": min(members, math.ceil(full / tokens)),
+        "batch_tokens": 8192 if on_gpu else 1024,
+    }
     return compute.model_copy(
-        update={
-            "device": str(device),
-            "members_per_pass": (
-                (members if on_gpu else 1) if compute.members_per_pass == "auto" else compute.members_per_pass
-            ),
-            "batch_tokens": (8192 if on_gpu else 1024) if compute.batch_tokens == "auto" else compute.batch_tokens,
-        }
+        update={key: value for key, value in decided.items() if key == "device" or getattr(compute, key) == "auto"}
     )
 
 

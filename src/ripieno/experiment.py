@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cache
@@ -36,7 +35,8 @@ from ripieno.errors import UserError
 from ripieno.model import backbone as backbones
 from ripieno.model.adapters import default_targets
 from ripieno.model.backbone import Backbone
-from ripieno.model.prediction import Asked
+from ripieno.model.prediction import Asked, noise_floor
+from ripieno.model.speed import Timer
 from ripieno.parquet import read_parquet, to_parquet
 from ripieno.predictions import Predictions, concatenate
 from ripieno.progress import TRAINING_COST, Progress
@@ -47,6 +47,7 @@ from ripieno.training.loop import Examples, Trainer
 
 # Of a config's `evaluation`: what else is stored, moving no prediction.
 EXTRAS = {"fixed_letters", "store_top", "unconditional"}
+NOISE_QUESTIONS = 8  # that the noise floor is measured on
 
 
 # ---- train ----------------------------------------------------------------------------------------------------------
@@ -83,11 +84,16 @@ def train(
     with run.lock():
         roles = splits.assign(_role_names(config), data_dir=data_dir, seed=config.data.seed, labels=config.data.labels)
         backbone = backbones.load(config.base, device_of(config.compute))
-        config = resolve(config, backbone)
         if config.compute.threads:
             torch.set_num_threads(config.compute.threads)
-        ensemble = _assemble(config, backbone, chosen, data_dir)
+        ensemble = _assemble(resolve(config, backbone), backbone, chosen, data_dir)
+        if ensemble.engine.notice:
+            progress.say(f"{config.base.model}: runs padded, which is slower: {ensemble.engine.notice}")
         rows, validation, too_long = _training_rows(ensemble, config, roles)
+        examples = Examples(rows, ensemble.encoder, config)
+        config = resolve(config, backbone, examples.step_tokens())
+        assert isinstance(config.compute.members_per_pass, int)
+        ensemble = replace(ensemble, members_per_pass=config.compute.members_per_pass)
         facts = {
             "base": backbone.identity,
             "sources": [asdict(source) for source in roles.sources],
@@ -108,7 +114,6 @@ def train(
             losses = measures.nll(p.log_probs, p.targets).mean(axis=1)
             return list(zip(losses.tolist(), measures.correct(p.probs, p.targets).mean(axis=1).tolist(), strict=True))
 
-        examples = Examples(rows, ensemble.encoder, config)
         checked = validate if validation.questions else None
         Trainer(ensemble.engine, ensemble.stack, examples, checked, config, run, progress).train()
         if not adapter_epochs(run, chosen, config.training.epochs):
@@ -119,10 +124,10 @@ def train(
     return run
 
 
-def resolve(config: Config, backbone: Backbone) -> Config:
-    """Decide every `auto` of a config, for a base and the machine at hand."""
+def resolve(config: Config, backbone: Backbone, step_tokens: int | None = None) -> Config:
+    """Decide every `auto` of a config, for a base, the machine at hand, and the tokens of one member's step."""
     targets = default_targets(backbone.model) if config.adapter.targets == "auto" else config.adapter.targets
-    compute = decide(config.compute, backbone.device, config.training.members)
+    compute = decide(config.compute, backbone.device, config.training.members, step_tokens)
     return config.model_copy(
         update={"adapter": config.adapter.model_copy(update={"targets": targets}), "compute": compute}
     )
@@ -256,6 +261,7 @@ def evaluate(
             backbone = load_base(run, config.base, config.compute)
             return _assemble(config, backbone, range(config.training.members), data_dir)
 
+        answered: Sequence[Question] = ()
         for job in jobs:
             matched = asked[job.name, job.choices]
             inputs, evaluation = _inputs(run, config, job, matched.questions), config.evaluation
@@ -273,6 +279,10 @@ def evaluate(
                 about |= {"choices": job.choices, "choices_left_out": left_out}
             p = replace(p, metadata={**provenance.metadata(run, config), **about, **p.metadata})
             run.write(job.file, to_parquet(p))
+            if job.members:
+                answered = matched.questions
+        if answered:
+            _say_noise_floor(ensemble(), answered, progress)
         if not datasets and choices is None:
             make_features(run, config, sets, ensemble, progress)
     return [job.file for job in jobs]
@@ -354,17 +364,16 @@ def _answer(
     run: RunFolder, ensemble: Ensemble, job: Job, questions: Sequence[Question], progress: Progress
 ) -> Predictions:
     progress.describe(f"asking {job.name.written}, " + (f"epoch {job.epoch}" if job.epoch else "the base"))
-    start = time.perf_counter()
+    timer = Timer(ensemble.engine.meter)
     for member, at in job.members.items():
         ensemble.stack.load_peft(member, run.adapter(member, at))
     asked = ensemble.encode(questions, bare=ensemble.evaluation.unconditional)
     p = ensemble.answer(asked, list(job.members), progress)
     answered = set(p.question_ids)
     dropped = [question.id for question in questions if question.id not in answered]
-    seconds = time.perf_counter() - start
     line = {"what": "evaluate", "dataset": job.name.written, "epoch": job.epoch}
     line |= {} if job.choices is None else {"choices": job.choices}
-    run.append("timing.jsonl", line | {"questions": len(answered) * len(p.members), "seconds": seconds})
+    run.append("timing.jsonl", line | timer.line(len(answered) * len(p.members)))
     labels = run.config().data.labels
     alike = labels is not None and all(question.choices == labels for question in questions)
     return replace(
@@ -374,6 +383,19 @@ def _answer(
         method=job.method,
         epoch=job.epoch,
         metadata={"too_long": dropped, **({"labels": labels} if alike else {})},
+    )
+
+
+def _say_noise_floor(ensemble: Ensemble, questions: Sequence[Question], progress: Progress) -> None:
+    """Say how much mutual information rounding alone makes: a member against itself, in passes of different sizes."""
+    trees = ensemble.encode(questions[:NOISE_QUESTIONS]).trees
+    if not trees:
+        return
+    times = max(len(ensemble.stack.members), 2)
+    found = noise_floor(ensemble.engine, 0, trees, ensemble.prompt, times).epistemic
+    progress.say(
+        f"noise floor: one member against itself, scored {times} times in passes of different sizes, has a mutual "
+        f"information of {found.max():.0e} nats at most ({len(trees)} questions)"
     )
 
 

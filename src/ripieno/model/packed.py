@@ -19,6 +19,7 @@ from ripieno.model.attention import PackedAttention
 from ripieno.model.backbone import Backbone
 from ripieno.model.batching import Row, key_table
 from ripieno.model.packing import KeyValues, Stream, Tokens, lay_out, parts, shared_fronts
+from ripieno.model.speed import Meter
 from ripieno.model.trees import TokenSequence, TokenTree
 
 KEPT_BYTES = 2**30  # keys and values kept for later calls; 600 tokens of a 7B model in bfloat16 take 300 MiB
@@ -71,6 +72,7 @@ class PackedEngine:
     def __init__(self, backbone: Backbone, stack: AdapterStack | None):
         self.backbone = backbone
         self.stack = stack
+        self.meter = Meter(backbone)
         self.cache = KeyValueCache()
         self._attention = PackedAttention(backbone.model)
 
@@ -174,6 +176,7 @@ class PackedEngine:
         seeds: Sequence[int] | None,
     ) -> Tensor:
         """Return float32 [S, V], the logits of the places that are scored."""
+        self.meter.note(stream.tokens.numel(), len(stream.scored))
         keys = None
         if seeds is not None and self._dropout:
             flat = [row for of_member in rows for row in of_member]

@@ -263,7 +263,7 @@ class _Maker:
 
         def alike(item: tuple[Tokens, Row, int]) -> tuple[Tokens, int, bool]:
             front, row, _ = item
-            return front, _own(row) - len(front), isinstance(row, TokenTree) and row.fed > 0
+            return front, row.read - len(front), isinstance(row, TokenTree) and row.fed > 0
 
         # Longest first; what one call can serve stands side by side.
         for (front, length, branches), run in groupby(sorted(rows, key=alike, reverse=True), alike):
@@ -278,7 +278,7 @@ class _Maker:
                 segments=tuple(places) if branches else None,
             )
             begin = len(self.tokens)
-            own = [_read(row)[len(front) :] for _, row, _ in group]
+            own = [_tokens(row)[len(front) :] for _, row, _ in group]
             self._block(block, own, [[(n, s) for s in of_row] for (_, _, n), of_row in zip(group, places, strict=True)])
             for k, (_, row, n) in enumerate(group):
                 self._score(row, n, begin + k * length, length)
@@ -316,7 +316,7 @@ def _front(row: Row) -> Tokens:
     return row.question if isinstance(row, TokenTree) else row.tokens
 
 
-def _read(row: Row) -> Tokens:
+def _tokens(row: Row) -> Tokens:
     if isinstance(row, TokenSequence):
         return row.tokens[:-1] or row.tokens
     return (*row.question, *(token for branch in row.branches for token in branch[:-1]))
@@ -324,14 +324,9 @@ def _read(row: Row) -> Tokens:
 
 def _segments(row: Row) -> Tokens:
     if isinstance(row, TokenSequence):
-        return (0,) * _own(row)
+        return (0,) * row.read
     of_branches = (k + 1 for k, branch in enumerate(row.branches) for _ in branch[:-1])
     return (*[0] * len(row.question), *of_branches)
-
-
-def _own(row: Row) -> int:
-    """Return how many tokens of a row the model reads, shared ones among them."""
-    return max(len(row.tokens) - 1, 1) if isinstance(row, TokenSequence) else len(row.question) + row.fed
 
 
 def shared_fronts(rows: Sequence[Row]) -> list[int]:
@@ -405,7 +400,7 @@ def parts(rows: Sequence[Sequence[Row]], budget: int, share: bool) -> list[list[
     ordered = []
     for of_member in rows:
         shared = shared_fronts(of_member) if share else [0] * len(of_member)
-        items = [(_front(row)[:n], _own(row) - n, row) for row, n in zip(of_member, shared, strict=True)]
+        items = [(_front(row)[:n], row.read - n, row) for row, n in zip(of_member, shared, strict=True)]
         ordered.append(sorted(items, key=lambda item: item[:2], reverse=True))
     found: list[list[list[Row]]] = []
     total, fronts = 0, [set[Tokens]() for _ in rows]

@@ -10,7 +10,7 @@ Models that take no such mask (recurrent ones, ALiBi) run each choice as one who
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -19,6 +19,7 @@ from torch import Tensor
 from ripieno.model.adapters import AdapterStack
 from ripieno.model.backbone import Backbone
 from ripieno.model.batching import Row, Rows, cut, key_table, lay_out_sequences, lay_out_trees, token_keys
+from ripieno.model.speed import Meter
 from ripieno.model.trees import TokenSequence, TokenTree
 
 
@@ -35,6 +36,10 @@ class PaddedEngine:
     backbone: Backbone
     stack: AdapterStack | None
     whole_sequences: bool = False
+    meter: Meter = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.meter = Meter(self.backbone)
 
     def parts(self, rows: Sequence[Sequence[Row]], budget: int) -> list[list[list[Row]]]:
         """Cut P members' rows, into parts whose pass stays within a budget of tokens, padding included."""
@@ -129,6 +134,7 @@ class PaddedEngine:
         self, members: Sequence[int], batch: Rows, rows: Sequence[Row], seeds: Sequence[int] | None, **inputs: Any
     ) -> Any:
         """Run the library's own model on a batch, with the members' updates in its targeted layers."""
+        self.meter.note(sum(row.read for row in rows), len(rows) * batch.scored_columns)
         if not self.backbone.accepts("logits_to_keep"):
             inputs.pop("logits_to_keep", None)
         if self.stack is None:

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from ripieno.config import Evaluation, Prompt
 from ripieno.data.question import Question
+from ripieno.measures import Decomposition, decompose
 from ripieno.model.scoring import Engine, Scores, choice_log_probs
 from ripieno.model.trees import TokenTree
 from ripieno.predictions import Predictions
@@ -114,6 +115,27 @@ class _Extra:
                 self.top_log_probs = np.zeros(self.top_tokens.shape)
             self.top_tokens[rows, index] = best.indices.cpu().numpy()
             self.top_log_probs[rows, index] = best.values.cpu().numpy()
+
+
+def noise_floor(engine: Engine, member: int, trees: Sequence[TokenTree], prompt: Prompt, times: int) -> Decomposition:
+    """Return the uncertainty of an ensemble of one member, scored several times in passes of different sizes.
+
+    Its mutual information would be 0 but for rounding: what members' disagreement has to be compared with.
+
+    Args:
+        engine: the base with the members' adapters.
+        member: its position in the engine's stack.
+        trees: n questions.
+        prompt: the scoring rule.
+        times: how often to score them.
+    """
+    probs = np.zeros((times, len(trees), max(len(tree.branches) for tree in trees)))
+    longest = max(tree.read for tree in trees)
+    for time in range(times):
+        for index, result in engine.scan([member], trees, batch_tokens=(time + 1) * longest):
+            of_choices = choice_log_probs(result.choices, [[trees[n] for n in index]], prompt.normalisation)[0]
+            probs[time, index, : of_choices.shape[-1]] = of_choices.double().softmax(-1).cpu().numpy()
+    return decompose(probs)
 
 
 def _unconditional(

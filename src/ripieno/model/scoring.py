@@ -22,6 +22,7 @@ from ripieno.model.backbone import Backbone
 from ripieno.model.batching import Row, cut
 from ripieno.model.packed import PackedEngine
 from ripieno.model.padded import PaddedEngine
+from ripieno.model.speed import Meter
 from ripieno.model.trees import TokenSequence, TokenTree
 
 Normalisation = Literal["sum", "token", "byte"]
@@ -65,6 +66,11 @@ class Engine:
         self.padded = PaddedEngine(backbone, stack)
         self.packed: PackedEngine | None = None
         self.notice: str | None = None
+
+    @property
+    def meter(self) -> Meter:
+        """Counts what is read."""
+        return (self.packed or self.padded).meter
 
     @property
     def whole_sequences(self) -> bool:
@@ -161,7 +167,9 @@ class Engine:
         return _scores((self.packed or self.padded).likelihoods(members, trees, dropout_seeds), trees)
 
     @torch.inference_mode()
-    def scan(self, members: Sequence[int], trees: Sequence[TokenTree]) -> Iterator[tuple[list[int], Scores]]:
+    def scan(
+        self, members: Sequence[int], trees: Sequence[TokenTree], batch_tokens: int | None = None
+    ) -> Iterator[tuple[list[int], Scores]]:
         """Score the same questions with P members, pass by pass; yield which of them a pass read, and their scores.
 
         One member alone on a float32 base runs with its update merged into copies of the targeted weights.
@@ -169,17 +177,19 @@ class Engine:
         Args:
             members: P positions in the stack, or () for the base alone.
             trees: N of them.
+            batch_tokens: most tokens in a pass; the engine's own for None.
         """
+        budget = batch_tokens or self.batch_tokens
         P = max(len(members), 1)
         merged = self.stack.merged(members[0]) if self.stack and len(members) == 1 else nullcontext()
         with merged:
             if self.packed:
-                for index, found in self.packed.scan(members, trees, self.batch_tokens):
+                for index, found in self.packed.scan(members, trees, budget):
                     yield index, _scores(found, [[trees[n] for n in index]] * P)
                 return
             order = sorted(range(len(trees)), key=lambda n: trees[n].length, reverse=True)
             rows = [[trees[n] for n in order]] * P
-            for part in cut(rows, self.batch_tokens, self.whole_sequences):
+            for part in cut(rows, budget, self.whole_sequences):
                 some = [of_member[part] for of_member in rows]
                 yield order[part], _scores(self.padded.likelihoods(members, some, None), some)
 

@@ -45,6 +45,11 @@ class TokenTree:
         """Tokens of all branches that the model has to read: all but each one's last, which is only predicted."""
         return sum(len(branch) - 1 for branch in self.branches)
 
+    @property
+    def read(self) -> int:
+        """Tokens that the model has to read: the question's, and those of its branches."""
+        return len(self.question) + self.fed
+
 
 @dataclass(frozen=True, slots=True)
 class TokenSequence:
@@ -57,6 +62,11 @@ class TokenSequence:
     def length(self) -> int:
         """Tokens."""
         return len(self.tokens)
+
+    @property
+    def read(self) -> int:
+        """Tokens that the model has to read: all but the last, which is only predicted; one at least."""
+        return max(len(self.tokens) - 1, 1)
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-import time
+import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 
@@ -14,6 +14,7 @@ from ripieno.config import Config
 from ripieno.data.question import Question, Text
 from ripieno.model.adapters import AdapterStack
 from ripieno.model.scoring import Engine
+from ripieno.model.speed import Timer
 from ripieno.model.trees import Encoder, TokenSequence, TokenTree
 from ripieno.progress import TRAINING_COST, Progress
 from ripieno.runs import RunFolder, stopped_members
@@ -59,6 +60,10 @@ class Examples:
     encoder: Encoder
     config: Config
     _encoded: list[Row] | None = field(default=None, init=False)
+
+    def step_tokens(self) -> int:
+        """Return how many tokens one member's step reads: the median row's, for each row of a batch."""
+        return int(statistics.median(row.read for row in self._all())) * self.config.training.batch_size
 
     def epoch(self, member: int, epoch: int) -> list[Row]:
         """Return a member's rows of one epoch, in the order it trains on them."""
@@ -140,7 +145,7 @@ class Trainer:
 
     def _epoch(self, epoch: int, running: list[int], total_steps: int) -> None:
         training = self.config.training
-        start, questions = time.perf_counter(), 0
+        timer, questions = Timer(self.engine.meter), 0
         rows = {p: self.examples.epoch(self.stack.members[p], epoch) for p in running}
         alive = list(running)
         for first in range(0, len(self.examples.rows), training.batch_size):
@@ -152,15 +157,13 @@ class Trainer:
             size = len(next(iter(batch.values()))) if batch else 0
             questions += size * len(batch)
             shown = sum(values.values()) / max(len(values), 1)
-            self.progress.describe(f"training, epoch {epoch}/{training.epochs}, loss {shown:.2f}")
+            speed = timer.said(questions)
+            self.progress.describe(f"training, epoch {epoch}/{training.epochs}, loss {shown:.2f}, {speed}")
             self.progress.advance(TRAINING_COST * size * len(running))
             if not alive:
                 break
         if alive:
-            seconds = time.perf_counter() - start
-            self.run.append(
-                "timing.jsonl", {"what": "train", "epoch": epoch, "questions": questions, "seconds": seconds}
-            )
+            self.run.append("timing.jsonl", {"what": "train", "epoch": epoch, **timer.line(questions)})
         for p in list(alive):
             with torch.no_grad():  # a last step that broke the weights has no next loss to show it
                 after = self._loss([p], [rows[p][:1]]).item()
@@ -273,8 +276,9 @@ class Trainer:
 
     def _optimizer(self, p: int) -> torch.optim.AdamW:
         training = self.config.training
+        # All of a member's tensors in one kernel: there are hundreds of them, and each is small.
         return torch.optim.AdamW(
-            self.stack.parameters(p), lr=training.learning_rate, weight_decay=training.weight_decay
+            self.stack.parameters(p), lr=training.learning_rate, weight_decay=training.weight_decay, fused=True
         )
 
     def _start(self, p: int, epoch: int) -> int:
