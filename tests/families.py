@@ -42,6 +42,23 @@ FAMILIES: dict[str, dict] = {
     "gpt2": {"n_embd": 32, "n_layer": 2, "n_head": 4, "vocab_size": 400, "n_positions": 512},
     "olmo2": DECODER,
     "opt": {**SMALL, "ffn_dim": 48, "word_embed_proj_dim": 32, "max_position_embeddings": 512, "init_std": 0.2},
+    # Attention sinks and experts; scaled logits and attention; a parallel block with windows; its own attention.
+    "gpt_oss": {
+        **DECODER,
+        "head_dim": 8,
+        "sliding_window": 8,
+        "num_local_experts": 4,
+        "num_experts_per_tok": 2,
+        "layer_types": ["sliding_attention", "full_attention"],
+    },
+    "granite": {**DECODER, "logits_scaling": 2.0, "attention_multiplier": 0.3, "residual_multiplier": 0.5},
+    "cohere2": {
+        **DECODER,
+        "sliding_window": 8,
+        "logit_scale": 0.5,
+        "layer_types": ["sliding_attention", "full_attention"],
+    },
+    "falcon": {**SMALL, "alibi": False, "new_decoder_architecture": False, "multi_query": True},
     "bloom": {"hidden_size": 32, "n_layer": 2, "n_head": 4, "vocab_size": 400},
     "mamba": {"hidden_size": 32, "num_hidden_layers": 2, "vocab_size": 400, "state_size": 4},
 }

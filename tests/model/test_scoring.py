@@ -33,6 +33,8 @@ from ripieno.model.trees import Encoder, TokenSequence, TokenTree
 
 # Recurrent states cannot branch, and ALiBi's distances come from a mask of columns: these take whole sequences.
 TREES = [family for family in FAMILIES if family not in ("bloom", "mamba")]
+# Falcon computes its attention itself.
+PACKED = [family for family in TREES if family != "falcon"]
 # The token budget, the way, and how many passes six questions of three members take.
 BUDGETS = [
     (1, "padded", 6),
@@ -51,7 +53,7 @@ every_tree_family = pytest.mark.parametrize("family", TREES)
 
 def ways(family: str) -> tuple[str, ...]:
     """The engines that serve a family: every one that can must give the same."""
-    return WAYS if family in TREES else ("whole",)
+    return WAYS if family in PACKED else WAYS[1:] if family in TREES else WAYS[2:]
 
 
 def assert_naive(w: World, members: tuple[int, ...], rows: list[list[TokenTree]], engine: Engine | None = None) -> None:
@@ -119,9 +121,9 @@ def test_probe_packs_where_that_is_right(family: str) -> None:
     engine = Engine(w.backbone, w.stack, 100_000)
     engine.probe()
     for probed in (w.engine, engine):
-        assert (probed.packed is not None) == (family in TREES)
+        assert (probed.packed is not None) == (family in PACKED)
         assert probed.whole_sequences == (family not in TREES)
-        assert (probed.notice is None) == (family in TREES)
+        assert (probed.notice is None) == (family in PACKED)
 
 
 class Forgetful(GPT2LMHeadModel):
@@ -147,7 +149,7 @@ def test_all_engines_agree_with_their_gradients(family: str) -> None:
     w = world(family)
     rows = [list(trees()[:3]), [SHORTEST, *trees()[3:5]], list(trees()[3:])]
     found = []
-    for way in WAYS:
+    for way in ways(family):
         scores = engine_of(w, way).score((2, 0, 1), rows)
         losses = -choice_log_probs(scores.choices, rows, "token")[..., 0].sum(1) - scores.answer[..., 3].sum(1)
         parameters = [w.stack.parameters(position) for position in (2, 0, 1)]
@@ -208,7 +210,7 @@ def test_cutting_by_the_token_budget_changes_nothing_beyond_rounding(budget: int
         assert tokens <= budget or len(part[0]) == 1
 
 
-@pytest.mark.parametrize("family", ["mistral", "gemma2", "gemma3_text"])
+@pytest.mark.parametrize("family", ["mistral", "gemma2", "gemma3_text", "gpt_oss", "cohere2"])
 def test_sliding_windows_shorter_than_the_question_are_applied(family: str) -> None:
     """Windows of 8 tokens: the scores are the plain model's (above), and a wide window gives others."""
     wide = new_world(family, sliding_window=512)

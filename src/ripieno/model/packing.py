@@ -332,8 +332,8 @@ def _segments(row: Row) -> Tokens:
 def shared_fronts(rows: Sequence[Row]) -> list[int]:
     """Return for each row how many of its first tokens are computed once for it and for others that begin alike.
 
-    Every row has one shared front at most. Of all ways to choose them, this is the one that saves the most tokens: in
-    the tree of common fronts, either a node's own front is shared by all below it, or its children choose.
+    Every row has one shared front at most. In the tree of common fronts, either a node's own front is shared by all
+    below it, or its children choose for themselves, whichever saves more tokens.
     A question's last token is never shared: the answer is read there. Texts share nothing.
     """
     fronts = [row.question[:-1] if isinstance(row, TokenTree) else () for row in rows]
