@@ -1,7 +1,7 @@
 # Every target makes what it needs by itself: a virtual environment, the model and the data (in ~/.cache/ripieno).
 PYTHON ?= python3
 
-.PHONY: install browser demo test oracles lint clean
+.PHONY: install browser demo test oracles bench lint clean
 
 install: .venv/.installed
 
@@ -41,5 +41,24 @@ oracles: .venv-oracles/.installed
 	.venv-oracles/bin/pip install --quiet --disable-pip-version-check --no-deps -e .
 	touch $@
 
+# Side by side with what people use today; `make bench ARGS=--quick` takes minutes. Written to benchmarks/results.json.
+bench: .venv-bench/.installed
+	.venv-bench/bin/python benchmarks/train.py $(ARGS)
+	.venv-bench/bin/python benchmarks/train.py --threads 1 $(ARGS)
+	.venv-bench/bin/python benchmarks/evaluate.py $(ARGS)
+	.venv-bench/bin/python benchmarks/evaluate.py --threads 1 $(ARGS)
+	.venv-bench/bin/python benchmarks/memory.py $(ARGS)
+	.venv-bench/bin/python benchmarks/roofline.py $(ARGS)
+	.venv-bench/bin/python benchmarks/scaling.py $(ARGS)
+	.venv-bench/bin/python benchmarks/analysis.py $(ARGS)
+
+# The requirements hold what ripieno imports too, so that --no-deps leaves nothing out.
+.venv-bench/.installed: benchmarks/requirements.txt pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv-bench
+	.venv-bench/bin/pip install --quiet --disable-pip-version-check -c constraints.txt torch==2.13.0
+	.venv-bench/bin/pip install --quiet --disable-pip-version-check -c constraints.txt -r benchmarks/requirements.txt
+	.venv-bench/bin/pip install --quiet --disable-pip-version-check --no-deps -e .
+	touch $@
+
 clean:
-	rm -rf .venv .venv-oracles
+	rm -rf .venv .venv-oracles .venv-bench

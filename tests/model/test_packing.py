@@ -43,7 +43,7 @@ def few_shot() -> list[TokenTree]:
 
 
 def most_saved(rows: Sequence[tuple[int, ...]], least: int) -> int:
-    """What the rule saves, by its words: the front that all rows share, or what each group beyond it saves by itself."""
+    """What the rule saves, by its words: the front that all rows share, or what each group beyond it saves alone."""
     if len(rows) < 2:
         return 0
     length = next(n for n in range(100) if len({row[n : n + 1] for row in rows}) > 1 or n == len(rows[0]))
