@@ -8,7 +8,7 @@ cost_questions  Seconds of `Ensemble.predict` (tokenizing included) for 100 to 1
 cost_members    Seconds of a training step of 1 to 32 members (up to 8 with --quick) of SmolLM2-135M-Instruct, each with
                 a batch of its own: `ripieno.training.loop.Trainer`, seconds a step from its timing.jsonl.
 cost_length     Seconds a question of `Ensemble.answer` with SmolLM2-135M-Instruct, for prompts of 32 to 1,024 tokens
-                (up to 512 with --quick), about as many tokens at each length.
+                (up to 256 with --quick), about as many tokens at each length.
 
 Each is a slope of log(seconds) on log(size), by least squares; ours is the median over rounds, theirs is 1 (cost in
 proportion). Also drawn: benchmarks/scaling.svg (medians over the rounds).
@@ -128,7 +128,7 @@ def members_sweep(ensemble: Ensemble, config: Config, pool: Sequence[Question], 
     batch, steps = (1, 1) if args.quick else (4, 2)
     shorter = sorted(pool, key=lambda q: len(q.question) + sum(map(len, q.choices)))
     # Neighbours in length, so that no member's batches are longer than another's.
-    chosen = shorter[len(pool) // 4 :][: batch * steps]
+    chosen = shorter[len(pool) // 10 :][: batch * steps]
 
     def cost(members: int) -> float:
         training = config.training.model_copy(update={"batch_size": batch, "members": members})
@@ -158,7 +158,7 @@ class _First:
 
 def length_sweep(ensemble: Ensemble, pool: Sequence[Question], args: argparse.Namespace) -> tuple[Points, int]:
     """Ask questions behind passages of real text, so that prompts have a given length; no two begin alike."""
-    sizes, total = ((32, 64, 128, 256, 512), 512) if args.quick else ((32, 64, 128, 256, 512, 1024), 4096)
+    sizes, total = ((32, 64, 128, 256), 256) if args.quick else ((32, 64, 128, 256, 512, 1024), 4096)
     words = " ".join(q.question for q in pool).split()
     rng = np.random.default_rng(0)
 
@@ -265,7 +265,7 @@ def main() -> None:
     asked = questions_sweep(base, pool, args)
     ensemble, config = assemble(base, 8 if args.quick else 32)
     lengths, total = length_sweep(ensemble, pool, args)
-    noise_floor(ensemble, pool, 8 if args.quick else 64)
+    noise_floor(ensemble, pool, 6 if args.quick else 64)
     members = members_sweep(ensemble, config, pool, args)
     results = [
         result("questions", asked, args, " of a random two-layer model"),

@@ -151,7 +151,7 @@ class Compute(_Section):
     device: str = "auto"
     members_per_pass: PositiveInt | Literal["auto"] = "auto"
     batch_tokens: PositiveInt | Literal["auto"] = "auto"
-    """Most tokens (padding included) in a forward pass."""
+    """Most tokens in a forward pass, padding included where a model has to run padded."""
     threads: PositiveInt | None = None
 
 

@@ -216,3 +216,10 @@ def test_the_embedded_model_is_converted_once_and_loads_from_the_cache() -> None
 
 def test_an_unknown_embedded_name_lists_the_known_one() -> None:
     assert refused("embedded:GPT-5").endswith("the embedded model is embedded:SmolLM2-135M-Instruct")
+
+
+@pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="asks Linux which files are mapped")
+def test_weights_are_mapped_from_their_file_so_that_processes_share_them(tiny: Path) -> None:
+    loaded = load(Base(model=str(tiny)))
+    assert str(tiny / "model.safetensors") in Path("/proc/self/maps").read_text()
+    assert loaded.model.dtype == torch.float32

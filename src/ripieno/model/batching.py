@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -137,6 +138,12 @@ def token_keys(table: Tensor, row: Tensor, segment: Tensor, position: Tensor) ->
     A token is known by the step's seed, its question, its segment and its position: the same in any batch and layout.
     """
     return table[row, segment] + position * 0x632BE59BD9B4E019
+
+
+def on_device(numbers: Any, device: torch.device) -> Tensor:
+    """Return integers as an int64 tensor on a device; to a GPU they go from pinned memory, while it still computes."""
+    tensor = torch.as_tensor(numbers, dtype=torch.int64)
+    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
 
 
 def _hash(*parts: int) -> int:

@@ -17,7 +17,7 @@ from torch import Tensor
 from ripieno.model.adapters import AdapterStack
 from ripieno.model.attention import PackedAttention
 from ripieno.model.backbone import Backbone
-from ripieno.model.batching import Row, key_table
+from ripieno.model.batching import Row, key_table, on_device
 from ripieno.model.packing import KeyValues, Stream, Tokens, lay_out, parts, shared_fronts
 from ripieno.model.speed import Meter
 from ripieno.model.trees import TokenSequence, TokenTree
@@ -95,7 +95,7 @@ class PackedEngine:
         """Return float32 [P, n], the summed log-probability of every token but the first."""
         stream = lay_out(rows, [[0] * len(of_member) for of_member in rows], self.backbone.device)
         log_probs, _ = _log_probs(self._logits(members, stream, rows, seeds), stream)
-        of_rows = torch.tensor(stream.predictions[2], device=log_probs.device, dtype=torch.int64)
+        of_rows = on_device(stream.predictions[2], log_probs.device)
         found = log_probs.new_zeros(len(rows) * len(rows[0])).index_add(0, of_rows, log_probs)
         return found.view(len(rows), -1)
 
@@ -163,9 +163,9 @@ class PackedEngine:
         logits = self._logits(members, stream, trees, seeds)
         log_probs, normaliser = _log_probs(logits, stream)
         count = sum(len(tree.branches) for of_member in trees for tree in of_member)
-        of_branches = torch.tensor(stream.predictions[2], device=logits.device)
+        of_branches = on_device(stream.predictions[2], logits.device)
         likelihoods = log_probs.new_zeros(count).index_add(0, of_branches, log_probs)
-        answers = torch.tensor(stream.answers, device=logits.device)
+        answers = on_device(stream.answers, logits.device)
         return likelihoods, logits[answers], normaliser[answers]
 
     def _logits(
@@ -199,7 +199,7 @@ class PackedEngine:
 
 def _log_probs(logits: Tensor, stream: Stream) -> tuple[Tensor, Tensor]:
     """Return the predicted tokens' log-probabilities [n], and the log-sum-exp of each scored place [S]."""
-    where, token, _ = (torch.tensor(n, device=logits.device, dtype=torch.int64) for n in stream.predictions)
+    where, token, _ = (on_device(numbers, logits.device) for numbers in stream.predictions)
     normaliser = torch.logsumexp(logits, dim=-1)
     return logits[where, token] - normaliser[where], normaliser
 

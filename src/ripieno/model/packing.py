@@ -15,11 +15,11 @@ from itertools import accumulate, groupby, pairwise
 import torch
 from torch import Tensor
 
-from ripieno.model.batching import Row, token_keys
+from ripieno.model.batching import Row, on_device, token_keys
 from ripieno.model.trees import TokenSequence, TokenTree
 
 # Fewer shared tokens than these cost more in cut and joined keys than their products cost.
-LEAST_SHARED = 16
+LEAST_SHARED = 8
 
 Tokens = tuple[int, ...]
 # Keys and values of a run of tokens, [1, heads, tokens, size] each, by the number of the layer.
@@ -162,7 +162,7 @@ def _runs(blocks: Sequence[Block], known: Sequence[KeyValues], device: torch.dev
     query_ends, key_ends = (
         torch.tensor([*accumulate(n, initial=0)], dtype=torch.int32, device=device) for n in (of_queries, of_keys)
     )
-    return Runs(torch.tensor(keys, device=device), query_ends, key_ends, max(of_queries), max(of_keys))
+    return Runs(on_device(keys, device), query_ends, key_ends, max(of_queries), max(of_keys))
 
 
 @dataclass(frozen=True, eq=False)
@@ -191,7 +191,7 @@ class Stream:
 
     def token_keys(self, table: Tensor) -> Tensor:
         """Return int64 [1, T]: what each token's dropout masks are drawn by (see `batching.token_keys`)."""
-        row, segment = torch.tensor([self.rows], device=self.tokens.device).unbind(-1)
+        row, segment = on_device([self.rows], self.tokens.device).unbind(-1)
         return token_keys(table, row, segment, self.positions)
 
 
@@ -213,11 +213,11 @@ def lay_out(
     """
     made = _Maker(rows, shared, known)
     return Stream(
-        tokens=torch.tensor([made.tokens], device=device),
-        positions=torch.cat(made.positions)[None].to(device),
+        tokens=on_device([made.tokens], device),
+        positions=on_device(torch.cat(made.positions)[None], device),
         counts=tuple(made.counts),
         packing=Packing(made.blocks, device, given),
-        scored=torch.tensor(made.scored, device=device),
+        scored=on_device(made.scored, device),
         answers=made.answers,
         predictions=made.predictions,
         rows=made.rows,

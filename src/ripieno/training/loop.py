@@ -166,7 +166,7 @@ class Trainer:
             self.run.append("timing.jsonl", {"what": "train", "epoch": epoch, **timer.line(questions)})
         for p in list(alive):
             with torch.no_grad():  # a last step that broke the weights has no next loss to show it
-                after = self._loss([p], [rows[p][:1]]).item()
+                after = self._loss([p], [[min(rows[p], key=lambda row: row.read)]]).item()
             if not math.isfinite(after):
                 self._stop(p, epoch, None, f"its loss ({after:g}) is not finite after step {self.steps[p]}")
                 alive.remove(p)
@@ -178,8 +178,6 @@ class Trainer:
         values: dict[int, float] = {}
         per_pass = self.config.compute.members_per_pass
         assert isinstance(per_pass, int)
-        for p in positions:
-            self.optimizers[p].zero_grad()
         for first in range(0, len(positions), per_pass):
             group = positions[first : first + per_pass]
             rows = [batch[p] for p in group]
@@ -227,6 +225,7 @@ class Trainer:
         rate = learning_rate(self.config, self.steps[p], total_steps)
         optimizer.param_groups[0]["lr"] = rate
         optimizer.step()
+        optimizer.zero_grad()  # members that wait for their turn hold no gradients
         self.steps[p] += 1
         line = {"kind": "step", "epoch": epoch, "step": self.steps[p], "member": member}
         self.run.append("metrics.jsonl", line | {"loss": loss, "gradient_norm": norm, "learning_rate": rate})
