@@ -802,6 +802,21 @@ def test_memory_that_is_not_there_is_the_environments_fault(
         ripieno("evaluate", experiment.path, "--dataset", file, "--epoch", "0")
 
 
+def test_speeds_are_kept_and_the_noise_floor_is_said(experiment: Experiment, tmp_path: Path) -> None:
+    lines = RunFolder(experiment.path).lines("timing.jsonl")
+    for line in lines:
+        if line["what"] in ("train", "evaluate"):
+            assert line["tokens"] > line["questions"] > 0
+            assert line["of_matrix_rate"] > 0
+    run = Path(shutil.copytree(experiment.path, tmp_path / "run"))
+    said = ripieno("evaluate", run, "--dataset", write_rows(tmp_path / "noise.jsonl", rows(5, 89))).err
+    [floor] = [line for line in said.splitlines() if line.startswith("noise floor")]
+    found = re.search(r"scored 3 times .* information of (\S+) nats at most \(5 questions\)", floor)
+    assert found
+    # Float32 log-probabilities are off by 1e-5 at most, and mutual information goes with the square of that.
+    assert float(found[1]) < 1e-9
+
+
 def test_datasets_lists_what_can_be_read_and_checks_a_file(experiment: Experiment) -> None:
     listed = works("datasets")
     for name in ("commonsense_qa", "mmlu", "arc:easy", "openbookqa"):

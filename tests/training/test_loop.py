@@ -191,6 +191,11 @@ def test_every_knob_of_the_plain_loop_moves_the_weights(tmp_path: Path) -> None:
         assert distance(moved, truth) > 100 * BOUND, knob
 
 
+def test_members_that_wait_hold_no_gradients(tmp_path: Path) -> None:
+    made = train(tmp_path, config(epochs=1))
+    assert all(parameter.grad is None for p in range(3) for parameter in made.stack.parameters(p))
+
+
 # ---- what a member sees -----------------------------------------------------------------------------------------
 
 
@@ -240,6 +245,13 @@ def test_shuffled_choices_keep_their_right_answer() -> None:
     assert len(orders) == 3
     unshuffled = sorted(plain.values(), key=lambda row: row.key)
     assert tuple(row.answer for row in unshuffled) not in orders  # type: ignore[union-attr]
+
+
+def test_a_steps_tokens_are_the_median_rows_for_each_of_a_batch() -> None:
+    made = examples()
+    lengths = sorted(row.read for row in made.epoch(0, 1))
+    assert min(lengths) < made.step_tokens() / config().training.batch_size < max(lengths)
+    assert examples(batch_size=1).step_tokens() * 7 == examples(batch_size=7).step_tokens()
 
 
 def test_running_text_trains_beside_questions_under_next_token(tmp_path: Path) -> None:
