@@ -160,7 +160,10 @@ class Ensemble:
         """As `predict`, of encoded questions by some of the members; by the base alone, as member 0, for ()."""
         if not asked.questions:
             raise UserError("there are no questions to answer (all of them were too long, or the file holds none)")
-        return predict(self.engine, positions, asked, self.prompt, self.evaluation, self.members_per_pass, progress)
+        full = FULL_CPU_TOKENS if self.engine.backbone.device.type == "cpu" else FULL_GPU_TOKENS
+        # Questions enough fill the passes of one member, and its update can be merged; fewer are asked of several.
+        per_pass = 1 if sum(tree.read for tree in asked.trees) >= full else self.members_per_pass
+        return predict(self.engine, positions, asked, self.prompt, self.evaluation, per_pass, progress)
 
 
 def decide(compute: Compute, device: torch.device, members: int, step_tokens: int | None = None) -> Compute:

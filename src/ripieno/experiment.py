@@ -261,7 +261,7 @@ def evaluate(
             backbone = load_base(run, config.base, config.compute)
             return _assemble(config, backbone, range(config.training.members), data_dir)
 
-        answered: Sequence[Question] = ()
+        answered: tuple[Job, Sequence[Question]] | None = None
         for job in jobs:
             matched = asked[job.name, job.choices]
             inputs, evaluation = _inputs(run, config, job, matched.questions), config.evaluation
@@ -280,9 +280,9 @@ def evaluate(
             p = replace(p, metadata={**provenance.metadata(run, config), **about, **p.metadata})
             run.write(job.file, to_parquet(p))
             if job.members:
-                answered = matched.questions
+                answered = job, matched.questions
         if answered:
-            _say_noise_floor(ensemble(), answered, progress)
+            _say_noise_floor(ensemble(), *answered, progress)
         if not datasets and choices is None:
             make_features(run, config, sets, ensemble, progress)
     return [job.file for job in jobs]
@@ -386,13 +386,13 @@ def _answer(
     )
 
 
-def _say_noise_floor(ensemble: Ensemble, questions: Sequence[Question], progress: Progress) -> None:
+def _say_noise_floor(ensemble: Ensemble, job: Job, questions: Sequence[Question], progress: Progress) -> None:
     """Say how much mutual information rounding alone makes: a member against itself, in passes of different sizes."""
     trees = ensemble.encode(questions[:NOISE_QUESTIONS]).trees
     if not trees:
         return
     times = max(len(ensemble.stack.members), 2)
-    found = noise_floor(ensemble.engine, 0, trees, ensemble.prompt, times).epistemic
+    found = noise_floor(ensemble.engine, next(iter(job.members)), trees, ensemble.prompt, times).epistemic
     progress.say(
         f"noise floor: one member against itself, scored {times} times in passes of different sizes, has a mutual "
         f"information of {found.max():.0e} nats at most ({len(trees)} questions)"

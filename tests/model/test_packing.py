@@ -158,6 +158,39 @@ def test_what_is_shared_is_read_once_a_member_and_never_again() -> None:
         assert engine.meter.tokens - before == read
 
 
+def test_a_cache_too_small_for_all_members_of_a_pass_still_serves_the_next_pass() -> None:
+    rows = few_shot()
+    engine = engine_of(world("llama"), "packed", 60)
+    assert engine.packed
+    engine.packed.cache.most = 0
+    own = sum(row.read for row in rows) - sum(shared_fronts(rows))
+    for _ in engine.scan((0, 1), rows):
+        pass
+    assert engine.meter.tokens == 2 * (own + 70)
+
+
+def test_one_member_may_know_what_another_does_not() -> None:
+    """Two fronts, of which the first member's are kept: the second's are computed, and every score is right."""
+    rows = few_shot()
+    engine = engine_of(world("llama"), "packed", 100_000)
+    scanned(engine, 0, rows)
+    for index, scores in engine.scan((0, 1), rows):
+        for p, member in enumerate((0, 1)):
+            for column, n in enumerate(index):
+                choices, _ = naive("llama", member, rows[n])
+                assert ((scores.choices[p, column, : len(choices)] - choices).abs() <= bound(choices)).all()
+
+
+def test_a_training_pass_drops_what_was_kept() -> None:
+    w = new_world("llama")
+    engine = engine_of(w, "packed")
+    scanned(engine, 0, few_shot())
+    assert engine.packed
+    assert engine.packed.cache.bytes > 0
+    engine.score((0,), [few_shot()])
+    assert engine.packed.cache.bytes == 0
+
+
 def test_another_adapter_never_finds_what_the_old_one_kept() -> None:
     """Its content is the key: however the weights are changed, the numbers are the new ones."""
     w = new_world("llama")
@@ -183,6 +216,7 @@ def test_the_cache_keeps_what_was_used_last_within_its_size() -> None:
     assert cache.get("b", (1, 2)) is None  # used longest ago
     assert cache.get("a", (1, 2)) is not None
     assert cache.get("", (1, 2)) is None
+    cache.put("a", (1, 2), computed())  # again: in place of the first
     assert cache.bytes == 384
     cache.put("c", (5,), {0: (torch.zeros(200), torch.zeros(200))})  # larger than all there is room for
     assert cache.bytes == 0
@@ -299,6 +333,24 @@ def test_the_probes_copy_has_two_layers_and_short_windows_and_changes_nothing(fa
     assert made.model.config.num_hidden_layers == 2
     assert set(made.windows) == set(backbone.windows)
     assert all(made.windows[kind] == (PROBED_WINDOW if window else None) for kind, window in backbone.windows.items())
+
+
+def test_positions_that_the_longest_text_decides_are_not_packed() -> None:
+    rope = {"rope_type": "dynamic", "rope_theta": 10000.0, "factor": 2.0}
+    model = tiny_model("llama", rope_parameters=rope)
+    engine = Engine(Backbone(model, byte_level_tokenizer(), {}, None), None, 1000)
+    engine.probe()
+    assert engine.packed is None
+    assert engine.notice == "its positions depend on the longest text of a pass"
+
+
+def test_a_model_whose_packed_pass_fails_runs_padded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(attention, "scaled_dot_product_attention", lambda *_, **__: torch.empty(2) @ torch.empty(3))
+    engine = Engine(Backbone(tiny_model("llama"), byte_level_tokenizer(), {}, None), None, 1000)
+    engine.probe()
+    assert engine.packed is None
+    assert engine.notice
+    assert engine.notice.startswith("packed scores cannot be computed (RuntimeError: ")
 
 
 def test_the_notice_says_why_a_model_is_not_packed() -> None:

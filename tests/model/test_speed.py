@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from naive import engine_of, new_world, trees, world
+from naive import WAYS, engine_of, new_world, trees, world
 from torch.utils.flop_counter import FlopCounterMode
 
 from ripieno.model.speed import Timer
@@ -25,7 +25,7 @@ def test_operations_are_those_that_torch_counts(family: str) -> None:
 def test_a_training_pass_counts_twice_and_padding_never() -> None:
     w = new_world("llama")
     counted = {}
-    for way in ("packed", "padded"):
+    for way in WAYS:
         engine = engine_of(w, way)
         with torch.no_grad():
             engine.score((0,), [[trees()[1], trees()[3]]])
@@ -34,6 +34,8 @@ def test_a_training_pass_counts_twice_and_padding_never() -> None:
         assert engine.meter.operations == 3 * once
         counted[way] = engine.meter.tokens / 2
     assert counted["packed"] == counted["padded"] == trees()[1].read + trees()[3].read
+    choices = [len(tree.question) + len(branch) for tree in (trees()[1], trees()[3]) for branch in tree.branches]
+    assert counted["whole"] == sum(choices)  # each choice is a row of its own
 
 
 def test_a_timer_says_what_was_done_since() -> None:
@@ -47,6 +49,6 @@ def test_a_timer_says_what_was_done_since() -> None:
     assert (line["questions"], line["tokens"]) == (5, trees()[0].read)
     assert line["of_matrix_rate"] == pytest.approx(
         (engine.meter.operations * trees()[0].read / engine.meter.tokens) / line["seconds"] / engine.meter.matrix_rate,
-        rel=0.5,  # the output layer's share differs a little between the two passes
+        rel=0.15,  # the output layer's share differs a little between the two passes
     )
     assert timer.said(5).endswith("of the matrix rate")

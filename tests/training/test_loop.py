@@ -407,6 +407,7 @@ def test_a_member_that_is_not_finite_stops_and_the_others_go_on(
     assert line.startswith(f"member 1 stopped in epoch {epoch}: its loss (nan) or gradient (nan) is not finite")
     assert line.endswith("left out from this epoch on, the other members go on")
     ours, without = finished(tmp_path / "with"), finished(tmp_path / "without")
+    assert all(parameter.grad is None for parameter in made.stack.parameters(1))
     others = {
         name: content for name, content in ours.items() if not name.startswith("members/001") and name != "metrics"
     }

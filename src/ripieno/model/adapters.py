@@ -67,7 +67,7 @@ class StackedLinear(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Return the base's output and each running member's update: the input's shape but for its last dimension."""
         members = self.running.members
-        if self.merged is not None and members == (self.running.merged,):
+        if self.merged is not None and members == (self.running.merged,) and not torch.is_grad_enabled():
             return self._of_merged(x)
         y: Tensor = self.base(x)
         if not members:
@@ -187,12 +187,12 @@ class AdapterStack:
         weights: list[Any] = [layer.base.weight for layer in self.layers.values()]
         plain = all(type(layer.base) in (nn.Linear, Conv1D) for layer in self.layers.values())
         exact = plain and all(weight.dtype == torch.float32 for weight in weights)
-        if exact and sum(weight.nbytes for weight in weights) <= MERGED_BYTES:
-            with torch.no_grad():
-                for layer in self.layers.values():
-                    layer.merge(position)
-            self.running.merged = position
         try:
+            if exact and sum(weight.nbytes for weight in weights) <= MERGED_BYTES:
+                with torch.no_grad():
+                    for layer in self.layers.values():
+                        layer.merge(position)
+                self.running.merged = position
             yield
         finally:
             self.running.merged = None

@@ -1,4 +1,4 @@
-"""Token trees to padded batches, within a budget of tokens."""
+"""Rows of tokens: padded batches within a budget, and what every layout knows a token by."""
 
 from __future__ import annotations
 

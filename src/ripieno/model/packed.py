@@ -8,7 +8,7 @@ member and subject, and its questions alone after that.
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import nullcontext
 
 import torch
@@ -18,7 +18,7 @@ from ripieno.model.adapters import AdapterStack
 from ripieno.model.attention import PackedAttention
 from ripieno.model.backbone import Backbone
 from ripieno.model.batching import Row, key_table, on_device
-from ripieno.model.packing import KeyValues, Stream, Tokens, lay_out, parts, shared_fronts
+from ripieno.model.packing import KeyValues, Stream, Tokens, cost, lay_out, parts, shared_fronts
 from ripieno.model.speed import Meter
 from ripieno.model.trees import TokenSequence, TokenTree
 
@@ -49,10 +49,16 @@ class KeyValueCache:
             self._kept.move_to_end((computed_by, tokens))
         return found
 
+    def clear(self) -> None:
+        """Drop everything."""
+        self._kept.clear()
+        self.bytes = 0
+
     def put(self, computed_by: str, tokens: Tokens, computed: KeyValues) -> None:
         """Keep what was computed of some tokens, and drop what was used longest ago where it is too much."""
+        replaced = self._kept.pop((computed_by, tokens), None)
         self._kept[computed_by, tokens] = computed
-        self.bytes += _size(computed)
+        self.bytes += _size(computed) - (_size(replaced) if replaced else 0)
         while self.bytes > self.most:
             self.bytes -= _size(self._kept.popitem(last=False)[1])
 
@@ -84,6 +90,8 @@ class PackedEngine:
         self, members: Sequence[int], trees: Sequence[Sequence[TokenTree]], seeds: Sequence[int] | None
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Return the branches' summed log-likelihoods, in order, and the answers' logits with their log-sum-exps."""
+        if torch.is_grad_enabled():
+            self.cache.clear()  # a step changes the weights: what was kept of them will not be found again
         # With dropout each question has masks of its own, so no two compute the same of what they share.
         alone = seeds is not None and self._dropout
         shared = [[0] * len(of_member) if alone else shared_fronts(of_member) for of_member in trees]
@@ -110,11 +118,13 @@ class PackedEngine:
         of_members = [self.stack.digest(p) for p in members] if self.stack and members else [""]
         shared = shared_fronts(trees)
         fronts = [tree.question[:n] for tree, n in zip(trees, shared, strict=True)]
-        own = [len(tree.question) - n + tree.fed for tree, n in zip(trees, shared, strict=True)]
+        own = [cost(tree, n) for tree, n in zip(trees, shared, strict=True)]
         order = sorted(range(len(trees)), key=lambda n: (fronts[n], own[n]), reverse=True)
-        for index in _within(order, own, budget // len(of_members)):
+        held: dict[tuple[int, Tokens], KeyValues] = {}
+        for index in _within(order, own, budget // len(of_members), fronts):
             needed = list(dict.fromkeys(fronts[n] for n in index if fronts[n]))
-            known = self._compute(members, of_members, needed, budget)
+            held = self._compute(members, of_members, needed, budget, held)
+            known = [held[p, front] for front in needed for p in range(len(of_members))]
             some = [[trees[n] for n in index]] * len(of_members)
             places = {front: n for n, front in enumerate(needed)}
             stream = lay_out(
@@ -127,11 +137,28 @@ class PackedEngine:
             yield index, self._likelihoods(members, some, stream, None)
 
     def _compute(
-        self, members: Sequence[int], of_members: Sequence[str], fronts: Sequence[Tokens], budget: int
-    ) -> list[KeyValues]:
-        """Return the keys and values of shared tokens, for each of them and each member, computing what is not kept."""
-        found = {(p, front): self.cache.get(by, front) for front in fronts for p, by in enumerate(of_members)}
-        missing = [front for front in fronts if any(found[p, front] is None for p in range(len(of_members)))]
+        self,
+        members: Sequence[int],
+        of_members: Sequence[str],
+        fronts: Sequence[Tokens],
+        budget: int,
+        held: Mapping[tuple[int, Tokens], KeyValues],
+    ) -> dict[tuple[int, Tokens], KeyValues]:
+        """Return the keys and values of shared tokens by member (counted from 0) and tokens, computing what is missing.
+
+        Args:
+            members, of_members: the members, and what their keys and values are found by.
+            fronts: the shared tokens.
+            budget: most tokens in a pass.
+            held: those of the pass before: the cache may be too small for all members of a pass.
+        """
+        found: dict[tuple[int, Tokens], KeyValues] = {}
+        for p, by in enumerate(of_members):
+            for front in fronts:
+                kept_one = held.get((p, front)) or self.cache.get(by, front)
+                if kept_one is not None:
+                    found[p, front] = kept_one
+        missing = [front for front in fronts if any((p, front) not in found for p in range(len(of_members)))]
         for index in _within(range(len(missing)), [len(front) for front in missing], budget // len(of_members)):
             rows = [[TokenTree(0, missing[n], ((0,),), (0,), None) for n in index]] * len(of_members)
             stream = lay_out(rows, [[0] * len(index)] * len(of_members), self.backbone.device)
@@ -147,7 +174,7 @@ class PackedEngine:
                     found[p, missing[n]] = part
                     self.cache.put(by, missing[n], part)
                     begin = stop
-        return [computed for computed in found.values() if computed is not None]
+        return found
 
     @property
     def _dropout(self) -> bool:
@@ -204,16 +231,24 @@ def _log_probs(logits: Tensor, stream: Stream) -> tuple[Tensor, Tensor]:
     return logits[where, token] - normaliser[where], normaliser
 
 
-def _within(order: Sequence[int], sizes: Sequence[int], budget: int) -> Iterator[list[int]]:
-    """Yield runs of an order whose sizes sum to the budget at most, one element at least."""
+def _within(
+    order: Sequence[int], sizes: Sequence[int], budget: int, fronts: Sequence[Tokens] | None = None
+) -> Iterator[list[int]]:
+    """Yield runs of an order whose sizes sum to the budget at most, one element at least.
+
+    Each shared front of a run takes a quarter of its tokens too: its keys and values have to be held.
+    """
     run: list[int] = []
     total = 0
+    held: set[Tokens] = set()
     for n in order:
-        if run and total + sizes[n] > budget:
+        front = fronts[n] if fronts else ()
+        if run and total + sizes[n] + len(front) // 4 * (front not in held) > budget:
             yield run
-            run, total = [], 0
+            run, total, held = [], 0, set()
         run.append(n)
-        total += sizes[n]
+        total += sizes[n] + len(front) // 4 * (front not in held)
+        held.add(front)
     if run:
         yield run
 

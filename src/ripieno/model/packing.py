@@ -20,6 +20,8 @@ from ripieno.model.trees import TokenSequence, TokenTree
 
 # Fewer shared tokens than these cost more in cut and joined keys than their products cost.
 LEAST_SHARED = 8
+# Keys (with values) that weigh as much as a token's activations in a forward pass.
+KEYS_A_TOKEN = 32
 
 Tokens = tuple[int, ...]
 # Keys and values of a run of tokens, [1, heads, tokens, size] each, by the number of the layer.
@@ -387,6 +389,16 @@ def _common(a: Tokens, b: Tokens) -> int:
     return next((n for n, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))
 
 
+def cost(row: Row, shared: int) -> int:
+    """Return how much of a pass's token budget a row takes: its own tokens, or what its keys weigh if that is more.
+
+    Each branch's attention may hold a copy of all the keys that it sees.
+    """
+    own = row.read - shared
+    runs = 1 + (sum(len(branch) > 1 for branch in row.branches) if isinstance(row, TokenTree) else 0)
+    return max(own, runs * row.read // KEYS_A_TOKEN)
+
+
 def parts(rows: Sequence[Sequence[Row]], budget: int, share: bool) -> list[list[list[Row]]]:
     """Cut P members' lists of N rows each into parts of at most `budget` tokens, each member's in an order of its own.
 
@@ -400,7 +412,7 @@ def parts(rows: Sequence[Sequence[Row]], budget: int, share: bool) -> list[list[
     ordered = []
     for of_member in rows:
         shared = shared_fronts(of_member) if share else [0] * len(of_member)
-        items = [(_front(row)[:n], row.read - n, row) for row, n in zip(of_member, shared, strict=True)]
+        items = [(_front(row)[:n], cost(row, n), row) for row, n in zip(of_member, shared, strict=True)]
         ordered.append(sorted(items, key=lambda item: item[:2], reverse=True))
     found: list[list[list[Row]]] = []
     total, fronts = 0, [set[Tokens]() for _ in rows]

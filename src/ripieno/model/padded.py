@@ -134,7 +134,7 @@ class PaddedEngine:
         self, members: Sequence[int], batch: Rows, rows: Sequence[Row], seeds: Sequence[int] | None, **inputs: Any
     ) -> Any:
         """Run the library's own model on a batch, with the members' updates in its targeted layers."""
-        self.meter.note(sum(row.read for row in rows), len(rows) * batch.scored_columns)
+        self.meter.note(int(batch.mask.sum()), len(rows) * batch.scored_columns)
         if not self.backbone.accepts("logits_to_keep"):
             inputs.pop("logits_to_keep", None)
         if self.stack is None:

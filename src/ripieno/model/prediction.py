@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from ripieno.config import Evaluation, Prompt
 from ripieno.data.question import Question
 from ripieno.measures import Decomposition, decompose
+from ripieno.model.packing import shared_fronts
 from ripieno.model.scoring import Engine, Scores, choice_log_probs
 from ripieno.model.trees import TokenTree
 from ripieno.predictions import Predictions
@@ -130,9 +131,10 @@ def noise_floor(engine: Engine, member: int, trees: Sequence[TokenTree], prompt:
         times: how often to score them.
     """
     probs = np.zeros((times, len(trees), max(len(tree.branches) for tree in trees)))
-    longest = max(tree.read for tree in trees)
+    longest = max(tree.read - shared for tree, shared in zip(trees, shared_fronts(trees), strict=True))
     for time in range(times):
-        for index, result in engine.scan([member], trees, batch_tokens=(time + 1) * longest):
+        engine.forget()
+        for index, result in engine.scan([member], trees, batch_tokens=1 + time * longest):
             of_choices = choice_log_probs(result.choices, [[trees[n] for n in index]], prompt.normalisation)[0]
             probs[time, index, : of_choices.shape[-1]] = of_choices.double().softmax(-1).cpu().numpy()
     return decompose(probs)

@@ -56,7 +56,7 @@ class Meter:
         output = getattr(self.backbone.model, "get_output_embeddings", lambda: None)()
         linear = [m for m in self.backbone.model.modules() if isinstance(m, nn.Linear | Conv1D) and m is not output]
         weight = max((m.weight.mT if isinstance(m, Conv1D) else m.weight for m in linear), key=torch.Tensor.numel)
-        x = torch.randn(MEASURED_TOKENS, weight.shape[1], device=weight.device).to(weight.dtype)
+        x = torch.ones(MEASURED_TOKENS, weight.shape[1], device=weight.device, dtype=weight.dtype)
         with torch.inference_mode():
             nn.functional.linear(x, weight)
             _finish(weight.device)

@@ -65,7 +65,7 @@ def restore(run: RunFolder, stack: AdapterStack, position: int, optimizer: torch
         step = int(json.loads(file.metadata()["state"])["step"])
         for n, parameter in enumerate(stack.parameters(position)):
             optimizer.state[parameter] = {
-                "step": torch.tensor(float(step)),
+                "step": torch.tensor(float(step), device=parameter.device),
                 "exp_avg": file.get_tensor(f"exp_avg.{n}").to(parameter.device),
                 "exp_avg_sq": file.get_tensor(f"exp_avg_sq.{n}").to(parameter.device),
             }

@@ -166,7 +166,8 @@ class Trainer:
             self.run.append("timing.jsonl", {"what": "train", "epoch": epoch, **timer.line(questions)})
         for p in list(alive):
             with torch.no_grad():  # a last step that broke the weights has no next loss to show it
-                after = self._loss([p], [[min(rows[p], key=lambda row: row.read)]]).item()
+                shortest = min(rows[p], key=lambda row: (row.length < 2, row.read))  # a single token predicts none
+                after = self._loss([p], [[shortest]]).item()
             if not math.isfinite(after):
                 self._stop(p, epoch, None, f"its loss ({after:g}) is not finite after step {self.steps[p]}")
                 alive.remove(p)
@@ -218,6 +219,7 @@ class Trainer:
         norm = torch.nn.utils.clip_grad_norm_(parameters, training.clip or math.inf).item()
         member = self.stack.members[p]
         if not (math.isfinite(loss) and math.isfinite(norm)):
+            optimizer.zero_grad()
             self._stop(
                 p, epoch, None, f"its loss ({loss:g}) or gradient ({norm:g}) is not finite at step {self.steps[p]}"
             )
