@@ -18,8 +18,8 @@ training and evaluation, which are `ripieno.training.loop.Trainer` (the seconds 
 without checkpoints) and `Ensemble.answer`.
 
 The count is checked against torch's FlopCounterMode: what was executed is never less. Questions are MMLU and
-CommonsenseQA with letters, without the heading that names a subject: with it a subject's questions would share a front,
-which may be computed once, and what has to be done would depend on their order.
+CommonsenseQA with letters, without the heading that names a subject; what questions of a pass share at the front is
+needed once.
 
 --profile prints where the time goes by kind of operation, as torch.profiler sees it, and records nothing.
 """
@@ -50,6 +50,7 @@ from ripieno.data import splits
 from ripieno.data.question import Question
 from ripieno.ensemble import Ensemble
 from ripieno.model import backbone as backbones
+from ripieno.model.packing import shared_fronts
 from ripieno.model.prediction import Asked
 from ripieno.model.trees import TokenTree
 from ripieno.progress import Progress
@@ -170,12 +171,20 @@ class Load:
         return self.linear + self.attention
 
 
-def load_of(work: Work, trees: Sequence[TokenTree], training: bool) -> Load:
-    """Return what trees need (all their rows that predict something are scored)."""
-    tokens = sum(len(tree.question) + tree.fed for tree in trees)
-    rows = sum(1 + tree.fed for tree in trees)
-    attention = work.attended(sum(map(pairs, trees)), training)
-    return Load(tokens, rows, work.linear(tokens, rows, training), attention)
+def load_of(work: Work, passes: Sequence[Sequence[TokenTree]], training: bool) -> Load:
+    """Return what trees need, all their rows that predict something being scored.
+
+    What the trees of a pass share at the front is needed once, by the rule that the engine shares by.
+    """
+    tokens = rows = seen = 0
+    for trees in passes:
+        shared = shared_fronts(trees)
+        fronts = Counter(tree.question[:n] for tree, n in zip(trees, shared, strict=True) if n)
+        tokens += sum(tree.read for tree in trees) - sum((n - 1) * len(front) for front, n in fronts.items())
+        rows += sum(1 + tree.fed for tree in trees)
+        twice = sum((n - 1) * len(front) * (len(front) + 1) // 2 for front, n in fronts.items())
+        seen += sum(map(pairs, trees)) - twice
+    return Load(tokens, rows, work.linear(tokens, rows, training), work.attended(seen, training))
 
 
 class MatrixRate:
@@ -244,9 +253,11 @@ class Bench:
         self.examples = Examples(_evenly(pool, ordered, steps * BATCH), self.ensemble.encoder, self.config)
         self.trained: list[Any] = self.examples.epoch(0, 1)
         self.asked: Asked = self.ensemble.encode(_evenly(pool, ordered, asked))
+        steps_trees = [self.trained[n : n + BATCH] for n in range(0, len(self.trained), BATCH)]
+        parts = [part[0] for trees in steps_trees for part in self.ensemble.engine.parts([trees])]
         self.loads = {
-            "train": load_of(self.work, self.trained, True),
-            "evaluate": load_of(self.work, self.asked.trees, False),
+            "train": load_of(self.work, parts, True),
+            "evaluate": load_of(self.work, [self.asked.trees], False),
         }
         budget = self.config.compute.batch_tokens
         assert isinstance(budget, int)
@@ -267,6 +278,7 @@ class Bench:
 
     def evaluate(self) -> float:
         """Ask the member the questions; return the seconds."""
+        self.ensemble.engine.forget()  # what an earlier round kept has to be computed again
         start = time.perf_counter()
         self.ensemble.answer(self.asked, self.ensemble.positions)
         return time.perf_counter() - start
@@ -283,7 +295,8 @@ class Bench:
             with FlopCounterMode(display=False) as counter:
                 side()
             # Training ends with a question's loss, to see that the last step broke nothing.
-            extra = load_of(self.work, self.trained[:1], False).linear if name == "train" else 0.0
+            shortest = min(self.trained, key=lambda tree: tree.read)
+            extra = load_of(self.work, [[shortest]], False).linear if name == "train" else 0.0
             operations = counter.get_flop_counts()["Global"]
             executed = sum(count for kind, count in operations.items() if "attention" not in str(kind)) - extra
             found[name] = executed / self.loads[name].linear
