@@ -78,10 +78,10 @@ def test_decide_leaves_what_was_given() -> None:
 
 
 def test_members_share_a_pass_until_it_is_full() -> None:
-    """256 tokens fill a CPU, 2,048 a GPU; never more members than there are."""
+    """128 tokens fill a CPU, 2,048 a GPU; never more members than there are."""
     for device, tokens, members in (
         ("cpu", 640, 1),
-        ("cpu", 100, 3),
+        ("cpu", 100, 2),
         ("cpu", 1, 5),
         ("cuda", 640, 4),
         ("cuda", 100, 5),

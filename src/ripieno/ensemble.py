@@ -26,7 +26,7 @@ from ripieno.progress import Progress
 from ripieno.runs import RunFolder, adapter_epochs
 
 # Tokens of a pass from which on more of them make no token cheaper.
-FULL_CPU_TOKENS, FULL_GPU_TOKENS = 256, 2048
+FULL_CPU_TOKENS, FULL_GPU_TOKENS = 128, 2048
 
 
 @dataclass
