@@ -86,12 +86,13 @@ def train(
         backbone = backbones.load(config.base, device_of(config.compute))
         if config.compute.threads:
             torch.set_num_threads(config.compute.threads)
-        ensemble = _assemble(resolve(config, backbone), backbone, chosen, data_dir)
+        given, config = config.compute, resolve(config, backbone)
+        ensemble = _assemble(config, backbone, chosen, data_dir)
         if ensemble.engine.notice:
             progress.say(f"{config.base.model}: runs padded, which is slower: {ensemble.engine.notice}")
         rows, validation, too_long = _training_rows(ensemble, config, roles)
         examples = Examples(rows, ensemble.encoder, config)
-        config = resolve(config, backbone, examples.step_tokens())
+        config = resolve(config.model_copy(update={"compute": given}), backbone, examples.step_tokens())
         assert isinstance(config.compute.members_per_pass, int)
         ensemble = replace(ensemble, members_per_pass=config.compute.members_per_pass)
         facts = {

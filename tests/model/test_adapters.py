@@ -26,6 +26,7 @@ FUSED = {
     "phi3": "qkv_proj",
     "gpt_neox": "query_key_value",
     "bloom": "query_key_value",
+    "falcon": "query_key_value",
     "gpt2": "c_attn",
     "mamba": "in_proj",
 }
