@@ -82,9 +82,9 @@ class PackedEngine:
         self.cache = KeyValueCache()
         self._attention = PackedAttention(backbone.model)
 
-    def parts(self, rows: Sequence[Sequence[Row]], budget: int, dropout: bool) -> list[list[list[Row]]]:
-        """Cut P members' rows into parts whose pass stays within a budget of tokens."""
-        return parts(rows, budget, share=not dropout)
+    def parts(self, rows: Sequence[Sequence[Row]], budget: int) -> list[list[list[Row]]]:
+        """Cut P members' rows into parts whose pass of training stays within a budget of tokens."""
+        return parts(rows, budget, share=not self._dropout)
 
     def likelihoods(
         self, members: Sequence[int], trees: Sequence[Sequence[TokenTree]], seeds: Sequence[int] | None

@@ -156,18 +156,12 @@ class Engine:
         if self.packed:
             self.packed.cache.clear()
 
-    def parts(self, rows: Sequence[Sequence[Row]], dropout: bool = False) -> list[list[list[Row]]]:
-        """Cut P members' lists of N rows each into parts for one pass, within the token budget.
+    def parts(self, rows: Sequence[Sequence[Row]]) -> list[list[list[Row]]]:
+        """Cut P members' lists of N rows each into parts for one pass of training, within the token budget.
 
         A part has as many rows of each member; the order of the rows is the engine's.
-
-        Args:
-            rows: P lists.
-            dropout: whether dropout is on, so that rows that begin alike do not share what they begin with.
         """
-        if self.packed:
-            return self.packed.parts(rows, self.batch_tokens, dropout)
-        return self.padded.parts(rows, self.batch_tokens)
+        return (self.packed or self.padded).parts(rows, self.batch_tokens)
 
     def score(
         self,

@@ -184,7 +184,7 @@ class Trainer:
             rows = [batch[p] for p in group]
             counts = torch.tensor([self._weight(of_member) for of_member in rows], device=self.engine.backbone.device)
             total = torch.zeros(len(group), device=counts.device)
-            for part in self.engine.parts(rows, dropout=self.config.adapter.dropout > 0):
+            for part in self.engine.parts(rows):
                 loss = self._loss(group, part) / counts
                 loss.sum().backward()  # members share no parameter, so each gets its own gradient
                 total += loss.detach()
