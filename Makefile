@@ -41,7 +41,7 @@ oracles: .venv-oracles/.installed
 	.venv-oracles/bin/pip install --quiet --disable-pip-version-check --no-deps -e .
 	touch $@
 
-# Side by side with what people use today: about two hours, on a machine that does nothing else. ARGS=--quick: minutes.
+# Side by side with what people use today: one and a half hours, on a machine that does nothing else. ARGS=--quick: minutes.
 # Written to benchmarks/results.json, and from there into the table of benchmarks/README.md.
 BENCH = .venv-bench/bin/python benchmarks
 bench: .venv-bench/.installed

@@ -8,9 +8,10 @@ within the time. That the requests become the very tokens that we score is check
 
 A round is one member, another one each time, and with few-shot examples another subject. There ours answers all 100
 questions of the subject, since what it saves depends on how many share a prefix. Theirs shares nothing between
-questions, so its time a question comes from every fourth question by length, another quarter each round. Ours starts
+questions, so its time a question comes from every eighth question by length, other ones each round. Ours starts
 each run with a new engine: no prefix that an earlier run computed is left. Members take turns on both sides, so
-questions a second over 5 members are a fifth of those of one member.
+questions a second over 5 members are a fifth of those of one member. Printed with each result: the tokens that each
+side reads for a question, padding left out; what is saved beside them is padding and logits that nobody reads.
 
 HellaSwag is not among the data that come with ripieno; ARC-Easy stands for it.
 """
@@ -25,6 +26,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from statistics import mean
 from typing import Any
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # nothing is downloaded: what is not at hand fails at once
@@ -79,9 +81,9 @@ def cases(quick: bool) -> list[Case]:
     split = "train" if os.environ.get("RIPIENO_DATA") else "validation"
     examples = splits.load(f"arc:easy/{split}").questions
     subjects = [[q for q in mmlu if q.subject == subject][:100] for subject in SUBJECTS]
-    zero_shot = 8 if quick else 50  # the price of a question hardly depends on how many there are
+    zero_shot = 8 if quick else 32  # the price of a question hardly depends on how many there are
     # --quick: one subject, all 100 questions of it for ours as before, few for theirs.
-    few_shot, every = (subjects[:1], 25) if quick else (subjects, 4)
+    few_shot, every = (subjects[:1], 25) if quick else (subjects, 8)
     shots = FewShot(dataset="mmlu:all/dev")
     arc_shots = FewShot(dataset=f"arc:easy/{split}")
     letters, text = Prompt(template="letters"), Prompt(template="text")
@@ -169,6 +171,7 @@ class Sides:
         model: theirs.
         batch_size: of theirs, once it is chosen.
         largest: the largest difference of a probability so far.
+        read: each side's tokens a question, of each round.
     """
 
     case: Case
@@ -176,6 +179,7 @@ class Sides:
     model: PeftModel
     batch_size: int = 16
     largest: float = 0.0
+    read: dict[str, list[float]] = field(default_factory=lambda: {"ours": [], "theirs": []})
     trees: list[list[TokenTree]] = field(default_factory=list)
     asked: list[list[Instance]] = field(default_factory=list)
     probs: dict[int, Any] = field(default_factory=dict)  # round -> ours, until theirs is there too
@@ -211,6 +215,7 @@ class Sides:
         answers = ensemble.answer(ensemble.encode(group), [number % MEMBERS])
         seconds = time.perf_counter() - start
         self.probs[number] = answers.probs[0]
+        self.read["ours"].append(engine.meter.tokens / len(group))
         self.check(number)
         return seconds / len(group)
 
@@ -224,6 +229,9 @@ class Sides:
         answers = lm.loglikelihood(asked, disable_tqdm=True)
         seconds = time.perf_counter() - start
         self.sums[number] = [log_likelihood for log_likelihood, _ in answers]
+        self.read["theirs"].append(
+            float(np.mean([_read_alone(self.trees[number % len(self.trees)][n]) for n in questions]))
+        )
         self.check(number)
         return seconds / len(questions)
 
@@ -270,6 +278,11 @@ class Sides:
         return min(took, key=lambda batch_size: took[batch_size])
 
 
+def _read_alone(tree: TokenTree) -> int:
+    """Return the tokens read where each choice is a sequence of its own; letters of one question are one sequence."""
+    return len(tree.question) if tree.letters else sum(len(tree.question) + len(b) - 1 for b in tree.branches)
+
+
 def rounds_of(side: Callable[[int], float]) -> Callable[[], float]:
     """Return a callable that passes 0, 1, 2 ... to a side."""
     number = iter(range(1_000_000))
@@ -293,7 +306,8 @@ def main() -> None:
             result = compare(named(case.name, args), "s", rounds_of(sides.ours), rounds_of(sides.theirs), args.rounds)
             share = f", timed on {len(sides.chosen(0))} of each 100 a round" if case.every > 1 else ""
             note = (
-                f"{case.note}; one member a round; theirs: batches of {sides.batch_size}{share}; "
+                f"{case.note}; one member a round; tokens a question: theirs {mean(sides.read['theirs']):.0f}, "
+                f"ours {mean(sides.read['ours']):.0f}; theirs: batches of {sides.batch_size}{share}; "
                 f"probabilities differ by {sides.largest:.1e} at most"
             )
             results.append(result.as_rate(1 / MEMBERS, "questions/s").with_note(note))

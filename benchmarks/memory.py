@@ -176,7 +176,7 @@ def main() -> None:
 
 def prepare(folders: dict[str, Path], args: argparse.Namespace) -> None:
     """Write the questions, and what theirs starts from, in a process of its own: this one stays small."""
-    sizes = {"memory_5": 2, "memory_growth": 1} if args.quick else {"memory_5": 8, "memory_growth": 4}
+    sizes = {"memory_5": 2, "memory_growth": 2} if args.quick else {"memory_5": 8, "memory_growth": 4}
     for name, size in sizes.items():
         folders[name].mkdir()
         # Of the many members every step takes questions of one length: no peak is that of one longest batch.

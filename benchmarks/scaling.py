@@ -124,11 +124,11 @@ def questions_sweep(like: Backbone, pool: Sequence[Question], args: argparse.Nam
 
 
 def members_sweep(ensemble: Ensemble, config: Config, pool: Sequence[Question], args: argparse.Namespace) -> Points:
-    """Train the first members of a stack for two steps (one with --quick)."""
-    batch, steps = (1, 1) if args.quick else (4, 2)
+    """Train the first members of a stack for a step."""
+    batch = 2 if args.quick else 4
     shorter = sorted(pool, key=lambda q: len(q.question) + sum(map(len, q.choices)))
-    # Neighbours in length, so that no member's batches are longer than another's.
-    chosen = shorter[len(pool) // 10 :][: batch * steps]
+    # The same questions for all members, so that no member's batch is longer than another's.
+    chosen = shorter[len(pool) // 10 :][:batch]
 
     def cost(members: int) -> float:
         training = config.training.model_copy(update={"batch_size": batch, "members": members})
@@ -141,7 +141,7 @@ def members_sweep(ensemble: Ensemble, config: Config, pool: Sequence[Question], 
             examples.epoch(0, 1)  # encodes them
             Trainer(ensemble.engine, stack, examples, None, given, run, Progress(quiet=True)).train()
             seconds = next(line["seconds"] for line in run.lines("timing.jsonl") if line["what"] == "train")
-        return float(seconds) / steps
+        return float(seconds)
 
     return sweep("members", (1, 2, 4, 8) if args.quick else (1, 2, 4, 8, 16, 32), cost, args.rounds)
 
@@ -158,7 +158,7 @@ class _First:
 
 def length_sweep(ensemble: Ensemble, pool: Sequence[Question], args: argparse.Namespace) -> tuple[Points, int]:
     """Ask questions behind passages of real text, so that prompts have a given length; no two begin alike."""
-    sizes, total = ((32, 64, 128, 256), 256) if args.quick else ((32, 64, 128, 256, 512, 1024), 4096)
+    sizes, total = ((32, 64, 128, 256), 256) if args.quick else ((32, 64, 128, 256, 512, 1024), 2048)
     words = " ".join(q.question for q in pool).split()
     rng = np.random.default_rng(0)
 

@@ -360,7 +360,7 @@ def train_vs_paper(bench: Bench) -> Result:
     for name, length in FIXED_LENGTHS.items():
         fitting = [q for q in bench.pool[name] if bench.lengths[q.id] + 1 <= length]
         left_out.append(f"{len(bench.pool[name]) - len(fitting)} of {len(bench.pool[name])} {name}")
-        questions = bench.sample(fitting, 2 * batch)
+        questions = bench.sample(fitting, batch)
         _say_lengths(f"train_vs_paper, {name}", bench, questions, fitting)
         examples = bench.ours.examples(questions, lora_l2=PENALTY, batch_size=batch)
         batches = [labelled(trees, length) for trees in cut(_trees(examples), batch)]

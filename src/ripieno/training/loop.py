@@ -98,6 +98,10 @@ def _shuffled(row: Question | Text, seed: int, epoch: int) -> Question | Text:
     return replace(row, choices=tuple(row.choices[k] for k in order), answer=order.index(row.answer))
 
 
+def _groups(positions: Sequence[int], size: int) -> list[Sequence[int]]:
+    return [positions[first : first + size] for first in range(0, len(positions), size)]
+
+
 @dataclass
 class Trainer:
     """Trains the members of a stack, epoch by epoch, with a checkpoint of each after each.
@@ -146,14 +150,19 @@ class Trainer:
     def _epoch(self, epoch: int, running: list[int], total_steps: int) -> None:
         training = self.config.training
         timer, questions = Timer(self.engine.meter), 0
+        per_pass = self.config.compute.members_per_pass
+        assert isinstance(per_pass, int)
         rows = {p: self.examples.epoch(self.stack.members[p], epoch) for p in running}
         alive = list(running)
         for first in range(0, len(self.examples.rows), training.batch_size):
             batch = {p: rows[p][first : first + training.batch_size] for p in alive}
-            values = self._gradients(batch)
-            for p in list(alive):
-                if not self._step(p, epoch, values[p], total_steps):
-                    alive.remove(p)
+            values: dict[int, float] = {}
+            # A step right after its gradients: members that wait for their turn hold none.
+            for group in _groups(alive, per_pass):
+                values |= self._gradients({p: batch[p] for p in group})
+                for p in group:
+                    if not self._step(p, epoch, values[p], total_steps):
+                        alive.remove(p)
             size = len(next(iter(batch.values()))) if batch else 0
             questions += size * len(batch)
             shown = sum(values.values()) / max(len(values), 1)
@@ -174,21 +183,15 @@ class Trainer:
         self._finish(epoch, alive)
 
     def _gradients(self, batch: dict[int, list[Row]]) -> dict[int, float]:
-        """Accumulate each member's gradients over its own batch; return each one's loss."""
-        positions = list(batch)
-        values: dict[int, float] = {}
-        per_pass = self.config.compute.members_per_pass
-        assert isinstance(per_pass, int)
-        for first in range(0, len(positions), per_pass):
-            group = positions[first : first + per_pass]
-            rows = [batch[p] for p in group]
-            counts = torch.tensor([self._weight(of_member) for of_member in rows], device=self.engine.backbone.device)
-            total = torch.zeros(len(group), device=counts.device)
-            for part in self.engine.parts(rows):
-                loss = self._loss(group, part) / counts
-                loss.sum().backward()  # members share no parameter, so each gets its own gradient
-                total += loss.detach()
-            values |= dict(zip(group, total.tolist(), strict=True))
+        """Accumulate the gradients of members of one pass, each over its own batch; return each one's loss."""
+        positions, rows = list(batch), list(batch.values())
+        counts = torch.tensor([self._weight(of_member) for of_member in rows], device=self.engine.backbone.device)
+        total = torch.zeros(len(positions), device=counts.device)
+        for part in self.engine.parts(rows):
+            loss = self._loss(positions, part) / counts
+            loss.sum().backward()  # members share no parameter, so each gets its own gradient
+            total += loss.detach()
+        values = dict(zip(positions, total.tolist(), strict=True))
         if self.config.training.lora_l2:
             for p in positions:
                 penalty = self.config.training.lora_l2 * self.stack.squared_norm(p)
@@ -227,7 +230,7 @@ class Trainer:
         rate = learning_rate(self.config, self.steps[p], total_steps)
         optimizer.param_groups[0]["lr"] = rate
         optimizer.step()
-        optimizer.zero_grad()  # members that wait for their turn hold no gradients
+        optimizer.zero_grad()
         self.steps[p] += 1
         line = {"kind": "step", "epoch": epoch, "step": self.steps[p], "member": member}
         self.run.append("metrics.jsonl", line | {"loss": loss, "gradient_norm": norm, "learning_rate": rate})
