@@ -18,6 +18,8 @@ LAYERS = (
     "cli",
     "serving",
     "launching",
+    "certification",
+    "exporting",
     "experiment",
     "reading",
     "prompt_features",
@@ -27,6 +29,7 @@ LAYERS = (
     "model",
     # ---- no torch from here down ----
     "report",
+    "decisions",
     "measures",
     "provenance",
     "data",

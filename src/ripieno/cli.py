@@ -17,6 +17,7 @@ from ripieno.errors import EnvironmentFault, UserError
 if TYPE_CHECKING:
     from ripieno.config import Config
     from ripieno.measures import Costs
+    from ripieno.measures.certify import Plan
     from ripieno.runs import RunFolder
 
 app = typer.Typer(
@@ -51,6 +52,31 @@ def demo(run: Annotated[Path, typer.Option(help="The run folder.")] = Path("runs
     for note in notes(_run(run)):
         typer.echo(f"- {note}")
     typer.echo(f"Report: {page}")
+
+
+@app.command()
+def init(
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="Your questions, or text,label rows.")],
+    output: Annotated[Path | None, typer.Option(help="The config to write; NAME.yaml by default.")] = None,
+) -> None:
+    """Write a commented config that fits a file of yours."""
+    from ripieno.data.starting import start
+    from ripieno.runs import write_atomically
+
+    started = start(file)
+    path = output or Path(f"{started.name}.yaml")
+    if path.exists():
+        raise UserError(f"{path}: is there already; choose another name with --output")
+    try:
+        write_atomically(path, started.yaml.encode())
+    except OSError as error:
+        raise EnvironmentFault(f"{path}: cannot be written ({error.strerror or error})") from error
+    kinds = "" if started.labels is None else f" with {len(started.labels)} labels"
+    typer.echo(f"{path}: {started.questions:,} questions{kinds}, in five roles. Next:")
+    run = f"runs/{started.name}"
+    for command in (f"train {path}", f"certify {run} --risk 0.1"):
+        typer.echo(f"  ripieno {command}")
+    typer.echo(f"  ripieno predict {run} --input NEW --output decided.csv --max-risk 0.1")
 
 
 @app.command()
@@ -185,6 +211,108 @@ def calibrate(run: Run, data_dir: DataDir = None, quiet: Quiet = False) -> None:
             typer.echo(line)
     if not evidence.predictions:
         typer.echo(f"What it changes is shown once `ripieno evaluate {run}` has asked the test questions.")
+
+
+@app.command()
+def certify(
+    run: Annotated[Path | None, typer.Argument(metavar="RUN", help="A run folder; none with --plan.")] = None,
+    risk: Annotated[float, typer.Option(help="At most this share of the answered wrong.")] = 0.05,
+    confidence: Annotated[float, typer.Option(help="How sure the promise is to hold.")] = 0.95,
+    cost_error: CostError = None,
+    cost_handover: CostHandover = None,
+    plan: Annotated[
+        bool, typer.Option("--plan", help="Only say how many labelled questions a promise takes, by simulation.")
+    ] = False,
+    accuracy: Annotated[float, typer.Option(help="With --plan: of the model, were it to answer everything.")] = 0.8,
+    error_auroc: Annotated[
+        float, typer.Option(help="With --plan: how often a wrong answer is less sure than a right one.")
+    ] = 0.8,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON alone.")] = False,
+    data_dir: DataDir = None,
+    quiet: Quiet = False,
+) -> None:
+    """Promise that few answers are wrong: thresholds with a guarantee, on the certification questions, used once."""
+    from ripieno.report import terminal
+
+    for name, share in {"--risk": risk, "--confidence": confidence, "--accuracy": accuracy}.items():
+        if not 0.0 < share < 1.0:
+            raise UserError(f"{name} {share:g}: give a share between 0 and 1, such as 0.05 for 5%")
+    if plan:
+        if run is not None:
+            raise UserError(f"--plan: simulates a model that is not there yet; leave out {run}")
+        for line in terminal.planned(_plans(risk, confidence, accuracy, error_auroc), risk, confidence):
+            typer.echo(line)
+        return
+    if run is None:
+        raise UserError("certify: name a run folder, or give --plan")
+    from ripieno import certification
+    from ripieno.progress import Progress
+
+    with Progress(quiet=quiet) as progress:
+        made = certification.certify(
+            _run(run), risk, confidence, costs=_costs(cost_error, cost_handover), data_dir=data_dir, progress=progress
+        )
+    if as_json:
+        typer.echo(json.dumps(made.to_json(), allow_nan=False))
+        return
+    for line in terminal.certified(made):
+        typer.echo(line)
+
+
+@app.command()
+def predict(
+    run: Run,
+    source: Annotated[Path, typer.Option("--input", metavar="FILE", help="Questions: jsonl, csv or parquet.")],
+    output: Annotated[Path, typer.Option(metavar="FILE", help="Answers: jsonl, csv or parquet, by the ending.")],
+    max_risk: Annotated[
+        float | None, typer.Option(help="Hand over what would make more than this share of the answers wrong.")
+    ] = None,
+    quiet: Quiet = False,
+) -> None:
+    """Answer a file of questions with every member, or hand them over at a promised risk.
+
+    Where nothing was certified yet, that risk is certified first, at 95% confidence.
+    """
+    from ripieno import certification, decisions
+    from ripieno.data.question import read_questions
+    from ripieno.ensemble import Ensemble
+    from ripieno.progress import Progress
+    from ripieno.report import terminal
+
+    decisions.check_output(output)
+    config = _run(run).config()
+    questions = read_questions(source, config.data.labels)
+    if max_risk is not None and decisions.recorded(_run(run)) is None:
+        if not 0.0 < max_risk < 1.0:
+            raise UserError(f"--max-risk {max_risk:g}: give a share between 0 and 1, such as 0.05 for 5%")
+        with Progress(quiet=quiet) as progress:
+            made = certification.certify(_run(run), max_risk, certification.CONFIDENCE, progress=progress)
+        for line in terminal.certified(made):
+            typer.echo(line)
+    ensemble = Ensemble.load(run)
+    with Progress(len(questions) * len(ensemble.positions), quiet) as progress:
+        decided = ensemble.decide(questions, max_risk, progress)
+    decisions.write(output, decided)
+    answered = sum(decision.answered == "yes" for decision in decided)
+    if any(decision.reason.startswith(decisions.UNLIKE) for decision in decided):
+        _say(f"ripieno: warning: {source}: {decisions.UNLIKE} (their hidden states or lengths differ)")
+    said = "" if max_risk is None else f", {answered} answered and {len(decided) - answered} handed over"
+    typer.echo(f"{output}: {len(decided)} questions{said}")
+
+
+@app.command()
+def export(
+    run: Run,
+    output: Annotated[Path, typer.Option(help="A new folder.")],
+    rank: Annotated[int | None, typer.Option(min=1, help="Cut the mean member to this rank.")] = None,
+) -> None:
+    """Write the members, and their mean as one adapter, as PEFT folders with model cards."""
+    from ripieno import exporting
+
+    made = exporting.export(_run(run), output, rank)
+    typer.echo(f"{len(made.members)} members: {output}/member-*")
+    off = "exact" if made.error is None else f"off by {made.error:.1%} of the updates' norm"
+    typer.echo(f"Their mean, as one adapter ({off}): {made.mean}")
 
 
 @app.command()
@@ -415,6 +543,22 @@ def _costs(error: float | None, handover: float | None) -> Costs | None:
     if error is None or handover is None or not (1e-9 <= error <= 1e9 and 1e-9 <= handover <= 1e9):
         raise UserError("--cost-error and --cost-handover: give both, above 0 (1e-9 to 1e9), in one unit")
     return Costs(error, handover)
+
+
+def _plans(risk: float, confidence: float, accuracy: float, error_auroc: float) -> list[Plan]:
+    """Return plans of more and more labelled questions, up to one that is nearly sure to do."""
+    from ripieno.measures.certify import fewest_answered, plan
+
+    labels, plans = fewest_answered(risk, confidence), []
+    for _ in range(8):
+        try:
+            plans += plan(risk, confidence, accuracy, error_auroc, [labels])
+        except ValueError as error:
+            raise UserError(f"--error-auroc: {error}") from None
+        if plans[-1].promised > 0.95:
+            break
+        labels *= 2
+    return plans
 
 
 def _pairs(texts: list[str]) -> list[tuple[str, str]]:

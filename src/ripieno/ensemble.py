@@ -10,14 +10,18 @@ from typing import Self
 
 import torch
 
+from ripieno import decisions
 from ripieno.config import Adapter, Base, Compute, Config, Data, Evaluation, Prompt
 from ripieno.data.question import Question, content_key, questions_to_parquet, read_questions
 from ripieno.data.splits import DatasetName
 from ripieno.data.splits import load as load_dataset
+from ripieno.decisions import Certified, Decision
 from ripieno.errors import EnvironmentFault, UserError
+from ripieno.measures.shift import FEWEST, Shift
 from ripieno.model import backbone as backbones
 from ripieno.model.adapters import AdapterStack, read_base_name, read_peft_config
 from ripieno.model.backbone import Backbone
+from ripieno.model.features import read_prompts
 from ripieno.model.prediction import Asked, predict
 from ripieno.model.scoring import Engine
 from ripieno.model.trees import Encoder
@@ -41,6 +45,7 @@ class Ensemble:
         evaluation: longest prompt, and what else to store.
         members_per_pass: members that share a forward pass.
         positions: of the members that answer, in the engine's stack; () asks the base alone.
+        certified: what was promised of a run's last epoch, and on which questions.
     """
 
     engine: Engine
@@ -50,6 +55,7 @@ class Ensemble:
     evaluation: Evaluation
     members_per_pass: int
     positions: Sequence[int]
+    certified: Certified | None = None
 
     @classmethod
     def load(
@@ -95,6 +101,8 @@ class Ensemble:
         ensemble = cls.assemble(backbone, config.adapter, list(epochs), config.prompt, config.evaluation, pool=pool)
         for position, (member, at) in enumerate(epochs.items()):
             ensemble.stack.load_peft(position, run.adapter(member, at))
+        if epoch == config.training.epochs:
+            ensemble.certified = decisions.load(run)
         return ensemble
 
     @classmethod
@@ -143,6 +151,34 @@ class Ensemble:
         """
         asked = self.encode(questions, bare=self.evaluation.unconditional)
         return self.answer(asked, self.positions, progress)
+
+    def decide(
+        self, questions: Sequence[Question], max_risk: float | None = None, progress: Progress | None = None
+    ) -> list[Decision]:
+        """Answer questions, or hand them over so that at most `max_risk` of the answered are wrong.
+
+        Args:
+            questions: N of them.
+            max_risk: a risk that `ripieno certify` promised; None decides nothing.
+            progress: advanced by one a member and question.
+
+        Returns:
+            N decisions; questions that are too long are handed over.
+
+        Raises:
+            UserError: the risk was not promised.
+        """
+        certificate = self.certified.certificate if self.certified else None
+        decisions.promise_of(certificate, max_risk)  # before any work
+        p, shift = self.predict(questions, progress), None if max_risk is None else self.shift(questions)
+        return decisions.decide(p, questions, certificate, max_risk, shift)
+
+    def shift(self, questions: Sequence[Question]) -> Shift | None:
+        """Return whether questions are like the certified ones; None where that cannot be told."""
+        if self.certified is None or len(questions) < FEWEST or not self.certified.features:
+            return None
+        prompts = read_prompts(self.engine, self.encode(questions).trees)
+        return self.certified.compare(prompts.hidden, prompts.tokens)
 
     def encode(self, questions: Sequence[Question], *, bare: bool = False) -> Asked:
         """Put questions into the prompt; those too long are left out where `evaluation.too_long` is `drop`.

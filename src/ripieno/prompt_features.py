@@ -51,30 +51,54 @@ def make_features(
         progress: advanced by one a question.
     """
     for prompt_set in _prompt_sets(run, config, sets):
-        name, questions = prompt_set.name, prompt_set.questions
-        file, inputs = run.features(name.folder, name.file), _inputs(run, config, prompt_set)
-        if run.whole(file) and json.loads(pq.read_schema(file).metadata[b"ripieno"])["inputs"] == inputs:
-            progress.advance(len(questions))
-            continue
-        progress.describe(f"reading the prompts of {name.written}")
-        engine, encoder = ensemble().engine, ensemble().encoder
-        if engine.backbone.model.get_output_embeddings() is None:
-            progress.say(f"{config.base.model}: its class names no output layer, so no features of prompts are kept")
+        if not _make(run, config, prompt_set, ensemble, progress):
             return
-        start = time.perf_counter()
-        trees, dropped = encoder.trees(questions, prompt_set.max_tokens, prompt_set.too_long)
-        if not trees:
-            continue
-        prompts = read_prompts(engine, trees, progress)
-        seconds = time.perf_counter() - start
-        left_out = {question.id for question in dropped}
-        ids = tuple(question.id for question in questions if question.id not in left_out)
-        counts = {"available": prompt_set.available, "taken": len(questions), "too_long": sorted(left_out)}
-        metadata = {**provenance.metadata(run, config), "inputs": inputs, "questions": counts}
-        made = Features(name.dataset, name.split, ids, prompts.tokens, prompts.nll, prompts.hidden, metadata)
-        run.write(file, features.to_parquet(made))
-        line = {"what": "features", "dataset": name.written, "questions": len(ids), "seconds": seconds}
-        run.append("timing.jsonl", line)
+
+
+def make_features_of(
+    run: RunFolder,
+    config: Config,
+    sets: Mapping[DatasetName, Sequence[Question]],
+    ensemble: Callable[[], Ensemble],
+    progress: Progress,
+) -> None:
+    """Write what the base alone computes on the prompts of these sets, as `make_features`."""
+    evaluation = config.evaluation
+    for name, questions in sets.items():
+        prompt_set = PromptSet(name, questions, len(questions), evaluation.max_tokens, evaluation.too_long)
+        if not _make(run, config, prompt_set, ensemble, progress):
+            return
+
+
+def _make(
+    run: RunFolder, config: Config, prompt_set: PromptSet, ensemble: Callable[[], Ensemble], progress: Progress
+) -> bool:
+    """Write the features of a set, where they are not there; return False where this base has none."""
+    name, questions = prompt_set.name, prompt_set.questions
+    file, inputs = run.features(name.folder, name.file), _inputs(run, config, prompt_set)
+    if run.whole(file) and json.loads(pq.read_schema(file).metadata[b"ripieno"])["inputs"] == inputs:
+        progress.advance(len(questions))
+        return True
+    progress.describe(f"reading the prompts of {name.written}")
+    engine, encoder = ensemble().engine, ensemble().encoder
+    if engine.backbone.model.get_output_embeddings() is None:
+        progress.say(f"{config.base.model}: its class names no output layer, so no features of prompts are kept")
+        return False
+    start = time.perf_counter()
+    trees, dropped = encoder.trees(questions, prompt_set.max_tokens, prompt_set.too_long)
+    if not trees:
+        return True
+    prompts = read_prompts(engine, trees, progress)
+    seconds = time.perf_counter() - start
+    left_out = {question.id for question in dropped}
+    ids = tuple(question.id for question in questions if question.id not in left_out)
+    counts = {"available": prompt_set.available, "taken": len(questions), "too_long": sorted(left_out)}
+    metadata = {**provenance.metadata(run, config), "inputs": inputs, "questions": counts}
+    made = Features(name.dataset, name.split, ids, prompts.tokens, prompts.nll, prompts.hidden, metadata)
+    run.write(file, features.to_parquet(made))
+    line = {"what": "features", "dataset": name.written, "questions": len(ids), "seconds": seconds}
+    run.append("timing.jsonl", line)
+    return True
 
 
 def _prompt_sets(run: RunFolder, config: Config, sets: Mapping[DatasetName, Sequence[Question]]) -> Iterator[PromptSet]:

@@ -70,6 +70,11 @@ class RunFolder:
         return self.path / "questions" / folder / f"{file}.parquet"
 
     @property
+    def certificate(self) -> Path:
+        """File of what was promised, which uses up the certification questions."""
+        return self.path / "certificate.json"
+
+    @property
     def report(self) -> Path:
         """Folder of the report."""
         return self.path / "report"

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import csv
+import io
 import json
 import re
 from pathlib import Path
 
 import pytest
 import yaml
-from commands import rows, works, write_rows
+from commands import ripieno, rows, works, write_rows
 
 from ripieno.data.question import read_questions
 
@@ -36,10 +38,21 @@ def test_files_commands_and_python_of_the_readme_work(
     settings = [part for setting in small for part in ("--set", setting)]
 
     commands = [line.split("#")[0].split() for line in block("console").splitlines() if line.startswith("ripieno")]
-    assert [command[1] for command in commands] == ["datasets", "train", "evaluate", "report", "analyze", "read"]
+    verbs = ["datasets", "train", "evaluate", "report", "analyze", "read", "certify", "predict"]
+    assert [command[1] for command in commands] == verbs
     (tmp_path / "notes.txt").write_text("A plant grows near the window.\n", encoding="utf-8")
-    for command in commands:
-        works(*command[1:], *(settings if command[1] == "train" else []))
+    text = io.StringIO()
+    csv.writer(text).writerows([["question", "choices"], [shown["question"], json.dumps(shown["choices"])]])
+    (tmp_path / "new.csv").write_text(text.getvalue(), encoding="utf-8")
+    for command in commands[:-1]:
+        said = works(*command[1:], *(settings if command[1] == "train" else []))
+    # Five questions certify nothing, so the last command is refused; without a risk it answers.
+    assert "Cannot be promised: at most 10.0% wrong" in said
+    predict = commands[-1][1:]
+    refused = ripieno(*predict)
+    assert (refused.code, "--max-risk 0.1: was not promised" in refused.err) == (2, True)
+    works(*predict[: predict.index("--max-risk")])
+    assert (tmp_path / "decided.csv").read_text(encoding="utf-8").startswith("id,answer,answer_text,probs")
     assert (tmp_path / "runs/experiment/report/index.html").exists()
     assert list((tmp_path / "runs/experiment/read").glob("notes-*/index.html"))
 

@@ -109,3 +109,18 @@ def sklearn_base() -> ModuleType:
 @pytest.fixture(scope="session")
 def sklearn_frozen() -> ModuleType:
     return program("sklearn.frozen")
+
+
+@pytest.fixture(scope="session")
+def mapie() -> ModuleType:
+    return program("mapie.classification")
+
+
+@pytest.fixture(scope="session")
+def mapie_fwer() -> ModuleType:
+    return program("mapie.risk_control.fwer_control")
+
+
+@pytest.fixture(scope="session")
+def crepes() -> ModuleType:
+    return program("crepes")

@@ -107,10 +107,12 @@ def load(run: RunFolder) -> Evidence:
     wanted = [DatasetName.parse(text) for text in (*data.test, *data.out_of_domain)]
     order = {f"{name.dataset}/{name.split}": n for n, name in enumerate(wanted)}
     calibrating, in_domain = _names(data.calibration), _names(data.test)
-    used = _names((*data.train, *data.validation, *data.certification)) | in_domain
+    # Asked to choose a threshold and to certify it (`ripieno certify`), and for nothing else.
+    deciding = _names((*data.validation, *data.certification))
+    used = _names(data.train) | deciding | in_domain
     files = sorted((run.path / "predictions").rglob("*.parquet"))
     parts = [p for file in files if run.whole(file) for p in read_parquet(file)]
-    evaluated = [p for p in parts if p.name not in calibrating - set(order)]
+    evaluated = [p for p in parts if p.name not in (calibrating | deciding) - set(order)]
     evaluated.sort(key=lambda p: (order.get(p.name, len(order)), p.name, p.epoch))
     asked = [p for p in evaluated if p.choices_kept is None]
     features = _features(run)

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 
+from ripieno.measures.certificate import WORDS, Certificate, refusal
+from ripieno.measures.certify import Plan
+from ripieno.measures.sets import fewest_questions
 from ripieno.measures.table import Analysis, Comparison, Row
 
 FEW = ("accuracy", "nll", "ece")  # what a reader wants first
@@ -151,3 +155,61 @@ def _heading(row: Row) -> str:
 
 def _name(dataset: str, split: str) -> str:
     return f"{dataset}/{split}" if split else dataset
+
+
+def certified(certificate: Certificate) -> Iterator[str]:
+    """Yield what was promised, or why it cannot be, and what else can."""
+    asked, sure = f"{certificate.asked_risk:.1%}", f"{certificate.confidence:.0%}"
+    what, promise = WORDS[certificate.rule.uncertainty], certificate.promise
+    if promise is None:
+        yield f"Cannot be promised: at most {asked} wrong among the answered, at {sure} confidence."
+        yield f"  Why: {refusal(certificate)}."
+    else:
+        yield f"Promised: at most {asked} wrong among the answered, at {sure} confidence, for questions like these."
+        yield (
+            f"  Answer {_where(what, promise.threshold)}: {promise.answered:,} of the {promise.questions:,} "
+            f"certification questions ({promise.coverage:.0%}), {promise.errors:,} of them wrong."
+        )
+    if certificate.listed:
+        yield f"What else these questions promise, all of it at once at {sure} confidence (choose any):"
+        for listed in certificate.listed:
+            where = _where(what, listed.threshold)
+            yield f"  at most {_up(listed.risk):.1%} wrong: answers {listed.coverage:.0%} ({where})"
+    else:
+        yield "No other risk can be promised from these questions either."
+    sets = certificate.sets
+    if sets.threshold == math.inf:
+        fewest = fewest_questions(sets.level)
+        yield f"Prediction sets: {sets.level:.0%} takes {fewest} questions, so every choice is in every set."
+    else:
+        yield (
+            f"Prediction sets: choices of at least {1 - sets.threshold:.3f} hold the right one for {sets.level:.0%} "
+            f"of such questions on average ({sets.questions:,} questions); that is no single question's own rate."
+        )
+    if (saving := certificate.saving) is not None:
+        where = _where(what, saving.threshold)
+        yield (
+            f"At {saving.error:g} an error and {saving.handover:g} a hand-over: answer {where} "
+            f"({saving.answered:.0%}). That costs {saving.cost:.3g} a question, {saving.saving:.3g} "
+            f"[{saving.low:.3g}, {saving.high:.3g}] less than the better of answering all and none."
+        )
+
+
+def planned(plans: Sequence[Plan], risk: float, confidence: float) -> Iterator[str]:
+    """Yield what so many labelled questions are likely to give."""
+    yield f"At most {risk:.1%} wrong among the answered, at {confidence:.0%} confidence, in simulated draws:"
+    yield f"{'certification questions':>24}{'can be promised':>18}{'then answers':>15}{'broken':>9}"
+    for plan in plans:
+        answers = f"{plan.answered:.0%}" if plan.promised else "-"
+        yield f"{plan.labels:>24,}{plan.promised:>18.0%}{answers:>15}{plan.broken:>9.1%}"
+
+
+def _where(what: str, threshold: float) -> str:
+    if threshold == math.inf:
+        return "every question"
+    return f"where {what} is at most {threshold:.4g}" if threshold >= 0 else "no question"
+
+
+def _up(share: float) -> float:
+    """Round up to a tenth of a percent: a promise must not sound better than it is."""
+    return math.ceil(share * 1000) / 1000

@@ -1,0 +1,128 @@
+"""A run's promise: thresholds with a guarantee, from the roles that were set aside for it (RUN/certificate.json)."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+from functools import cache
+from pathlib import Path
+
+from ripieno import decisions
+from ripieno.data.question import Question, content_key, read_questions
+from ripieno.data.splits import DatasetName
+from ripieno.ensemble import Ensemble, questions_of
+from ripieno.errors import UserError
+from ripieno.experiment import evaluate
+from ripieno.measures import Costs
+from ripieno.measures import certificate as certificates
+from ripieno.measures.certificate import Certificate
+from ripieno.parquet import read_parquet
+from ripieno.predictions import Predictions, concatenate
+from ripieno.progress import Progress
+from ripieno.prompt_features import make_features_of
+from ripieno.runs import METHOD, RunFolder
+
+CONFIDENCE = 0.95
+
+
+def certify(
+    run: RunFolder,
+    risk: float,
+    confidence: float,
+    *,
+    costs: Costs | None = None,
+    data_dir: Path | None = None,
+    progress: Progress | None = None,
+) -> Certificate:
+    """Certify a risk on the certification questions, once; the same question again is answered from the record.
+
+    Args:
+        run: a trained run whose config names `data.validation` and `data.certification`; the temperature is fitted on
+            `data.calibration`, or on validation where there is none.
+        risk: at most this share of the answered wrong.
+        confidence: of the promise.
+        costs: of an error and of a hand-over.
+        data_dir: a folder with originally released data files.
+        progress: advanced by one a member and question.
+
+    Raises:
+        UserError: a role is missing or has no answers, its questions are in another role too, or they were used for
+            another promise.
+    """
+    config, data = run.config(), run.config().data
+    for role in ("validation", "certification"):
+        if not getattr(data, role):
+            raise UserError(f"{run.path}: its config names no data.{role}, which a promise needs; add it, train again")
+    asked = {
+        "risk": risk,
+        "confidence": confidence,
+        "costs": [costs.error, costs.handover] if costs else None,
+        "epoch": config.training.epochs,
+    }
+    recorded = decisions.recorded(run)
+    if recorded is not None:
+        if recorded["asked"] != asked:
+            was = recorded["asked"]
+            raise UserError(
+                f"{run.path}: its certification questions were used on {recorded['made'][:10]} for a risk of "
+                f"{was['risk']:g} at {was['confidence']:.0%}"
+                f"{' with costs' if was['costs'] else ''}, and can be used once: to ask again until the answer pleases "
+                "is no guarantee. `ripieno certify` with those settings lists every risk that can be promised from them"
+            )
+        return Certificate.from_json(recorded["certificate"])
+    names = {role: list(dict.fromkeys(getattr(data, role))) for role in ("validation", "calibration", "certification")}
+    asked_sets = list(dict.fromkeys(name for of_role in names.values() for name in of_role))
+    progress = progress or Progress(quiet=True)
+    evaluate(run, asked_sets, [config.training.epochs], data_dir=data_dir, progress=progress)
+    own = [DatasetName.parse(name) for name in names["certification"]]
+    questions = {name: questions_of(run, config, name, data_dir) for name in own}
+    _check_disjoint(run, questions)
+    answers = {role: _answers(run, of_role) for role, of_role in names.items() if of_role}
+    for role, p in answers.items():
+        if not p.labelled.any():
+            raise UserError(f"{run.path}: no question of data.{role} has an answer")
+    made = certificates.make(
+        answers["validation"],
+        answers.get("calibration", answers["validation"]),
+        answers["certification"],
+        risk=risk,
+        confidence=confidence,
+        costs=costs,
+    )
+    content = {
+        "asked": asked,
+        "made": datetime.now(UTC).isoformat(timespec="seconds"),
+        "config_hash": config.hash(),
+        "sets": names,
+        "certificate": made.to_json(),
+    }
+    with run.lock():
+        # What new questions are compared with.
+        make_features_of(run, config, questions, cache(lambda: Ensemble.load(run.path)), progress)
+        run.write(run.certificate, json.dumps(content, indent=2) + "\n")
+    return made
+
+
+def _answers(run: RunFolder, names: Sequence[str]) -> Predictions:
+    """Return the ensemble's answers to a role's sets at the last epoch."""
+    parsed = map(DatasetName.parse, names)
+    files = [run.predictions(name.folder, name.file, METHOD, run.config().training.epochs) for name in parsed]
+    return concatenate([part for file in files for part in read_parquet(file)])
+
+
+def _check_disjoint(run: RunFolder, certification: Mapping[DatasetName, Sequence[Question]]) -> None:
+    """Check by content that no certification question is in any other set that the run keeps.
+
+    Raises:
+        UserError: one is.
+    """
+    mine = {content_key(question): question.id for questions in certification.values() for question in questions}
+    own = {run.questions(name.folder, name.file) for name in certification}
+    for file in sorted(set((run.path / "questions").rglob("*.parquet")) - own):
+        for question in read_questions(file):
+            if content_key(question) in mine:
+                raise UserError(
+                    f"{run.path}: certification question {mine[content_key(question)]!r} is also in {file} "
+                    f"({question.id!r}); what was seen elsewhere certifies nothing"
+                )

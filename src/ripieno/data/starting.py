@@ -1,0 +1,118 @@
+"""A first config that fits a user's file, with what each choice in it means."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+
+from ripieno.data import splits
+from ripieno.data.question import read_rows
+from ripieno.errors import UserError
+
+# Percent of the file. Certification is large, as a promise takes labels; validation says where to draw its line.
+SHARES = {"train": 50, "validation": 15, "calibration": 5, "certification": 20, "test": 10}
+MEANINGS = {
+    "train": "the members learn these",
+    "validation": "where the line between answering and handing over may be drawn",
+    "calibration": "the temperature, which mends confidence that is too high or too low",
+    "certification": "used once, for the promise (ripieno certify)",
+    "test": "what the report is about",
+}
+FEWEST = 100  # questions: with fewer no role can say anything
+
+
+@dataclass(frozen=True)
+class Start:
+    """A first config.
+
+    Args:
+        name: of the experiment.
+        yaml: the config, with comments.
+        questions: how many with an answer the file holds.
+        labels: of a `text,label` file, else None.
+    """
+
+    name: str
+    yaml: str
+    questions: int
+    labels: tuple[str, ...] | None
+
+
+def start(path: Path) -> Start:
+    """Read a file of questions, or of texts with labels, and write a config for it.
+
+    Args:
+        path: jsonl, csv or parquet.
+
+    Raises:
+        UserError: the file is not one of questions, something in it is wrong, or it holds too few.
+    """
+    labels = labels_of(path)
+    summary = splits.check(path, labels)
+    if summary.texts:
+        raise UserError(f"{path}: holds running text without labels; give questions, or columns text and label")
+    if summary.answered < FEWEST:
+        raise UserError(
+            f"{path}: {summary.answered} of {summary.questions} rows have an answer; five roles need {FEWEST} at least"
+        )
+    if summary.repeats:
+        raise UserError(
+            f"{path}: {summary.repeats} rows repeat an earlier question; take them out, "
+            "or the same question may be trained on and tested"
+        )
+    name = re.sub(r"[^A-Za-z0-9._-]+", "-", path.stem).strip("-._") or "experiment"
+    return Start(name, _yaml(name, path, summary.questions, labels), summary.answered, labels)
+
+
+def labels_of(path: Path) -> tuple[str, ...] | None:
+    """Return the labels of a file of texts with labels, the commonest first; None for any other file.
+
+    Raises:
+        UserError: the file cannot be read as what its suffix says.
+    """
+    found: Counter[str] = Counter()
+    for _, row in read_rows(path):
+        if "question" in row or "choices" in row:
+            return None
+        if row.get("label") is not None:
+            found[str(row["label"])] += 1
+    return tuple(label for label, _ in sorted(found.items(), key=lambda item: (-item[1], item[0]))) or None
+
+
+def _yaml(name: str, path: Path, questions: int, labels: tuple[str, ...] | None) -> str:
+    lines = [
+        f"# Made by `ripieno init {path}`. All keys and their defaults: src/ripieno/config.py.",
+        f"name: {json.dumps(name)}",
+        "base:",
+        "  # A hub id, a folder or a .gguf file. This one is small and comes from the package registry;",
+        "  # a larger one is right more often.",
+        "  model: embedded:SmolLM2-135M-Instruct",
+        "prompt:",
+        "  # Each choice is scored as a continuation. Bases of a few billion parameters do better with `letters`",
+        "  # (26 choices at most, and `normalisation: sum`).",
+        "  template: text",
+        "  normalisation: token",
+        "data:",
+        "  # Five disjoint parts, drawn by the seed and each question's content.",
+    ]
+    first = 0
+    for role, share in SHARES.items():
+        count = round(questions * share / 100)
+        source = json.dumps(f"{path}[{first}%:{first + share}%]", ensure_ascii=False)
+        lines.append(f"  {role}: [{source}] # about {count:,}: {MEANINGS[role]}")
+        first += share
+    if labels is not None:
+        lines += ["  labels:  # the commonest first", *(f"    - {json.dumps(x, ensure_ascii=False)}" for x in labels)]
+    lines += [
+        "  seed: 0",
+        "training:",
+        "  members: 3    # more members: better, and as much longer",
+        "  epochs: 2",
+        "  learning_rate: 4.0e-4",
+        "  bagging: true # each member learns from its own sample, so that they differ where the data leave it open",
+        "",
+    ]
+    return "\n".join(lines)

@@ -1,0 +1,267 @@
+"""Answer, or hand over: what a certificate makes of predictions, a row a question."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from ripieno.data.question import SUFFIXES, Question
+from ripieno.data.splits import DatasetName
+from ripieno.errors import EnvironmentFault, UserError
+from ripieno.features import Features, read_features
+from ripieno.measures.certificate import Certificate, Rule
+from ripieno.measures.certify import Promise
+from ripieno.measures.sets import lac_scores, prediction_sets
+from ripieno.measures.shift import FEWEST, Shift, compare
+from ripieno.measures.uncertainty import decompose, pool
+from ripieno.predictions import Predictions
+from ripieno.runs import RunFolder, write_atomically
+
+UNLIKE = "nothing is promised, as these questions are not like the certified ones"
+UNCALIBRATED = Rule("confidence", 1.0)  # of an ensemble that nothing is certified of
+SCHEMA = pa.schema(
+    [
+        ("id", pa.string()),
+        ("answer", pa.int32()),
+        ("answer_text", pa.string()),
+        ("probs", pa.list_(pa.float64())),
+        ("total", pa.float64()),
+        ("aleatoric", pa.float64()),
+        ("epistemic", pa.float64()),
+        ("prediction_set", pa.list_(pa.int32())),
+        ("answered", pa.string()),
+        ("reason", pa.string()),
+    ]
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """What is said of one question. All but `id`, `answered` and `reason` is None for a question that was not asked.
+
+    Args:
+        id: of the question.
+        answer: the likeliest choice, counted from 0; given for a question that is handed over too.
+        answer_text: its text.
+        probs: of each choice, pooled, at the certificate's temperature.
+        total, aleatoric, epistemic: nats, of the same.
+        prediction_set: choices, counted from 0; None where nothing is certified.
+        answered: yes, or no: a person should decide. None where no risk was named.
+        reason: why, in words.
+    """
+
+    id: str
+    answer: int | None
+    answer_text: str | None
+    probs: tuple[float, ...] | None
+    total: float | None
+    aleatoric: float | None
+    epistemic: float | None
+    prediction_set: tuple[int, ...] | None
+    answered: str | None
+    reason: str
+
+
+def decide(
+    p: Predictions,
+    questions: Sequence[Question],
+    certificate: Certificate | None,
+    max_risk: float | None,
+    shift: Shift | None = None,
+) -> list[Decision]:
+    """Decide each question.
+
+    Args:
+        p: the members' answers; questions that are not in it were too long to be asked, and are handed over.
+        questions: N, in the order of the decisions.
+        certificate: what was promised, None where nothing was.
+        max_risk: at most this share of the answered wrong; None answers nothing and hands over nothing.
+        shift: whether these questions are like the certified ones; said with every reason where they are not.
+
+    Raises:
+        UserError: that risk was not promised; what was is listed.
+    """
+    rule, promise = UNCALIBRATED if certificate is None else certificate.rule, promise_of(certificate, max_risk)
+    probs = rule.probs(p)
+    pooled, parts, uncertainty = pool(probs), decompose(probs), rule.uncertainties(p)
+    sets = None
+    if certificate is not None:
+        sets = prediction_sets(lac_scores(pooled, p.mask), p.mask, certificate.sets.threshold)
+    at = {question_id: n for n, question_id in enumerate(p.question_ids)}
+    decided = []
+    for question in questions:
+        if question.id not in at:
+            answered = None if max_risk is None else "no"
+            reason = "not asked: it is longer than evaluation.max_tokens, or than the model reads"
+            decided.append(Decision(question.id, None, None, None, None, None, None, None, answered, reason))
+            continue
+        n = at[question.id]
+        answer = int(pooled[n].argmax())
+        answered, reason = _verdict(rule, promise, float(uncertainty[n]), float(pooled[n, answer]))
+        if promise is not None and shift is not None and shift.warns:
+            reason = f"{UNLIKE}; else: {reason}"
+        decided.append(
+            Decision(
+                id=question.id,
+                answer=answer,
+                answer_text=question.choices[answer],
+                probs=tuple(pooled[n, p.mask[n]].tolist()),
+                total=float(parts.total[n]),
+                aleatoric=float(parts.aleatoric[n]),
+                epistemic=float(parts.epistemic[n]),
+                prediction_set=None if sets is None else tuple(np.flatnonzero(sets[n]).tolist()),
+                answered=answered,
+                reason=reason,
+            )
+        )
+    return decided
+
+
+def promise_of(certificate: Certificate | None, max_risk: float | None) -> Promise | None:
+    """Return the promise that keeps a risk; None where no risk is named.
+
+    Raises:
+        UserError: that risk was not promised.
+    """
+    if max_risk is None:
+        return None
+    if certificate is None:
+        raise UserError(f"--max-risk {max_risk:g}: nothing is certified of these members; run `ripieno certify` first")
+    promise = certificate.promised(max_risk)
+    if promise is None:
+        risks = [p.risk for p in (certificate.promise, *certificate.listed) if p is not None]
+        lowest = f"the lowest risk that is promised is {min(risks):.4f}" if risks else "no risk could be promised"
+        raise UserError(f"--max-risk {max_risk:g}: was not promised; {lowest} (see `ripieno certify`)")
+    return promise
+
+
+def _verdict(rule: Rule, promise: Promise | None, uncertainty: float, confidence: float) -> tuple[str | None, str]:
+    if promise is None:
+        return None, f"{confidence:.1%} sure; no risk was named, so nothing is decided"
+    kept = f"at most {promise.risk:.1%} wrong at {promise.confidence:.0%} confidence"
+    answered = uncertainty <= promise.threshold
+    if promise.threshold == np.inf:
+        return "yes", f"every question is answered: {kept} over all questions like the certified ones"
+    if rule.uncertainty == "mi":
+        said = f"the members {'agree' if answered else 'disagree too much'}: {uncertainty:.4f} nats"
+        limit = f"{promise.threshold:.4f} nats"
+    else:
+        said, limit = f"{confidence:.1%} sure", f"{1 - promise.threshold:.1%}"
+    if answered:
+        return "yes", f"{said}; of all such answers ({'up to' if rule.uncertainty == 'mi' else 'from'} {limit}) {kept}"
+    return "no", f"{said}, and the promise ({kept}) ends at {limit}; a person should decide"
+
+
+# ---- a run's certificate --------------------------------------------------------------------------------------------
+
+
+def recorded(run: RunFolder) -> Mapping[str, Any] | None:
+    """Return what a run recorded of its promise: what was asked, when, and the certificate; None where nothing was.
+
+    Raises:
+        EnvironmentFault: the file was written, and is missing or damaged.
+    """
+    written = {line["path"] for line in run.lines("checksums.jsonl")}
+    if run.certificate.relative_to(run.path).as_posix() not in written:
+        return None
+    if not run.whole(run.certificate):
+        raise EnvironmentFault(
+            f"{run.certificate}: missing or damaged, and its questions are used up; take it from a copy of the run"
+        )
+    found: dict[str, Any] = json.loads(run.certificate.read_bytes())
+    return found
+
+
+@dataclass(frozen=True)
+class Certified:
+    """What a run certified, and the questions that it was certified on.
+
+    Args:
+        certificate: what was promised.
+        features: of the certification questions; () where the base gives none, and no shift can be seen.
+    """
+
+    certificate: Certificate
+    features: tuple[Features, ...] = ()
+
+    def compare(self, hidden: NDArray[np.float32], lengths: NDArray[np.int64]) -> Shift | None:
+        """Return whether new prompts are like the certified ones; None where there are too few to tell.
+
+        Args:
+            hidden, lengths: [N, D] and [N], as in `Features`.
+        """
+        if not self.features:
+            return None
+        certified = np.concatenate([features.hidden for features in self.features])
+        of_certified = np.concatenate([features.prompt_tokens for features in self.features])
+        if min(len(certified), len(hidden)) < FEWEST:
+            return None
+        return compare(certified, hidden, of_certified, lengths)
+
+
+def load(run: RunFolder) -> Certified | None:
+    """Return what a run certified, None where nothing is.
+
+    Raises:
+        EnvironmentFault: a file of it is missing or damaged.
+    """
+    found = recorded(run)
+    if found is None:
+        return None
+    names = map(DatasetName.parse, found["sets"]["certification"])
+    files = [run.features(name.folder, name.file) for name in names]
+    return Certified(
+        Certificate.from_json(found["certificate"]),
+        tuple(read_features(file) for file in files) if run.whole(*files) else (),
+    )
+
+
+# ---- files ----------------------------------------------------------------------------------------------------------
+
+
+def write(path: Path, decided: Sequence[Decision]) -> None:
+    """Write decisions as jsonl, csv (lists as JSON in a cell) or parquet, by the file's ending; whole or not at all.
+
+    Raises:
+        UserError: another ending.
+        EnvironmentFault: the file cannot be written.
+    """
+    check_output(path)
+    rows = [asdict(decision) for decision in decided]
+    if path.suffix == ".jsonl":
+        data = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows).encode()
+    elif path.suffix == ".csv":
+        text = io.StringIO()
+        writer = csv.DictWriter(text, SCHEMA.names)
+        writer.writeheader()
+        for row in rows:
+            writer.writerow({k: json.dumps(v) if isinstance(v, tuple) else v for k, v in row.items()})
+        data = text.getvalue().encode()
+    else:
+        buffer = io.BytesIO()
+        pq.write_table(pa.Table.from_pylist(rows, SCHEMA), buffer)
+        data = buffer.getvalue()
+    try:
+        write_atomically(path, data)
+    except OSError as error:
+        raise EnvironmentFault(f"{path}: cannot be written ({error.strerror or error})") from error
+
+
+def check_output(path: Path) -> None:
+    """Check a file's ending, before any work.
+
+    Raises:
+        UserError: no kind of file is known by it.
+    """
+    if path.suffix not in SUFFIXES:
+        raise UserError(f"--output {path}: decisions are written as {', '.join(SUFFIXES)}; choose one of these endings")

@@ -1,0 +1,198 @@
+"""A run's members as folders to hand on: PEFT adapters with model cards, and their mean as one adapter."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+import torch
+from torch import Tensor
+
+from ripieno.config import Config
+from ripieno.ensemble import require_adapter
+from ripieno.errors import EnvironmentFault, UserError
+from ripieno.measures.table import Analysis, Row
+from ripieno.report.run import read_analysis
+from ripieno.runs import METHOD, RunFolder, adapter_epochs, write_atomically
+
+SHOWN = ("accuracy", "nll", "ece")  # on a card
+Tensors = dict[str, Tensor]
+
+
+@dataclass(frozen=True)
+class Exported:
+    """Folders that were written, and how far a mean that was cut to a rank is from the exact one.
+
+    Args:
+        members: a folder a member.
+        mean: the mean member's folder.
+        error: ||mean - cut||_F / ||mean||_F over all layers' updates; None where nothing was cut.
+    """
+
+    members: tuple[Path, ...]
+    mean: Path
+    error: float | None
+
+
+def export(run: RunFolder, output: Path, rank: int | None = None) -> Exported:
+    """Write the members of a run's last epoch and their mean, each a PEFT folder with a model card.
+
+    The mean member's update is the mean of the members': scale / M * sum_m B_m A_m, which is one adapter of rank M r
+    with the A's on top of each other and the B's, over M, side by side. It is exact as an update, but it is not the
+    ensemble: a network of the mean weights does not give the mean of the members' probabilities, and shows no
+    disagreement.
+
+    Args:
+        run: a trained run.
+        output: a new or empty folder.
+        rank: cut the mean to this rank, by the singular values of each layer's update: the closest there is
+            (Eckart and Young 1936).
+
+    Raises:
+        UserError: the folder holds something, no member is left, or the rank is none.
+        EnvironmentFault: an adapter is missing or damaged, or the folder cannot be written.
+    """
+    config = run.config()
+    epochs = adapter_epochs(run, range(config.training.members), config.training.epochs)
+    if not epochs:
+        raise UserError(f"{run.path}: no member is left at epoch {config.training.epochs}; their training failed")
+    if rank is not None and not 1 <= rank <= len(epochs) * config.adapter.rank:
+        raise UserError(f"--rank {rank}: the mean member has rank {len(epochs) * config.adapter.rank} at most")
+    if output.exists() and (not output.is_dir() or any(output.iterdir())):
+        raise UserError(f"--output {output}: is there already; choose a new folder")
+    for member, at in epochs.items():
+        require_adapter(run, member, at)
+    peft = json.loads(run.adapter_files(*next(iter(epochs.items())))[0].read_bytes())
+    tensors = [safetensors.torch.load_file(run.adapter_files(m, at)[1]) for m, at in epochs.items()]
+    analysis = read_analysis(run) if run.whole(run.report / "metrics.json") else None
+    folders = []
+    for member, weights in zip(epochs, tensors, strict=True):
+        card = _card(run, config, f"Member {member} of {len(epochs)}", _rows(analysis, config, member), peft)
+        folders.append(_write(output / f"member-{member:03d}", peft, weights, card))
+    mean, error = mean_member(tensors, config.adapter.scale), None
+    if rank is not None:
+        mean, error = cut(mean, rank)
+    about = f"The mean of {len(epochs)} members' updates" + ("" if rank is None else f", cut to rank {rank}")
+    [width] = {weight.shape[0] for name, weight in mean.items() if name.endswith("lora_A.weight")}
+    # The scale is in the weights: alpha / r is 1.
+    plain = peft | {"r": width, "lora_alpha": width, "use_rslora": False, "lora_dropout": 0.0}
+    folder = _write(output / "mean", plain, mean, _card(run, config, about, [], plain, error))
+    return Exported(tuple(folders), folder, error)
+
+
+def mean_member(tensors: Sequence[Tensors], scale: float) -> Tensors:
+    """Return the mean of M adapters' updates as one adapter of rank M r and scale 1: [A_1; ...], scale/M [B_1 ...]."""
+    return {
+        name: torch.cat([member[name] for member in tensors])
+        if name.endswith("lora_A.weight")
+        else torch.cat([member[name] for member in tensors], dim=1) * (scale / len(tensors))
+        for name in tensors[0]
+    }
+
+
+def cut(tensors: Tensors, rank: int) -> tuple[Tensors, float]:
+    """Return the closest adapter of a rank (scale 1 in both), and the relative Frobenius error of all updates."""
+    found: Tensors = {}
+    lost = whole = 0.0
+    for layer in sorted(name.removesuffix("lora_A.weight") for name in tensors if name.endswith("lora_A.weight")):
+        A, B = (tensors[f"{layer}lora_{side}.weight"].double() for side in "AB")
+        # B A = Q_b (R_b R_a^T) Q_a^T: the singular values are those of a matrix of the rank, never out x in.
+        (Q_b, R_b), (Q_a, R_a) = torch.linalg.qr(B), torch.linalg.qr(A.mT)
+        U, S, Vh = torch.linalg.svd(R_b @ R_a.mT, full_matrices=False)
+        root = S[:rank].sqrt()
+        width = len(root)
+        A_cut, B_cut = torch.zeros(rank, A.shape[1]), torch.zeros(B.shape[0], rank)
+        A_cut[:width] = (root[:, None] * (Vh[:rank] @ Q_a.mT)).float()
+        B_cut[:, :width] = (Q_b @ U[:, :rank] * root).float()
+        found |= {f"{layer}lora_A.weight": A_cut, f"{layer}lora_B.weight": B_cut}
+        lost += float((S[rank:] ** 2).sum())
+        whole += float((S**2).sum())
+    return found, (lost / whole) ** 0.5 if whole else 0.0
+
+
+def _write(folder: Path, peft: Mapping[str, Any], tensors: Tensors, card: str) -> Path:
+    files = {
+        "adapter_config.json": (json.dumps(peft, indent=2, sort_keys=True) + "\n").encode(),
+        "adapter_model.safetensors": safetensors.torch.save(
+            {name: weight.contiguous() for name, weight in tensors.items()}, {"format": "pt"}
+        ),
+        "README.md": card.encode(),
+    }
+    try:
+        folder.mkdir(parents=True)
+        for name, data in files.items():
+            write_atomically(folder / name, data)
+    except OSError as error:
+        raise EnvironmentFault(f"{folder}: cannot be written ({error.strerror or error})") from error
+    return folder
+
+
+def _rows(analysis: Analysis | None, config: Config, who: int) -> list[Row]:
+    """Return a member's measures at the last epoch."""
+    if analysis is None:
+        return []
+    key = (METHOD, config.training.epochs, who, "prob", None, None)
+    return [
+        row
+        for row in analysis.rows
+        if (row.method, row.epoch, row.who, row.pooling, row.variant, row.against) == key and row.measure in SHOWN
+    ]
+
+
+def _card(
+    run: RunFolder,
+    config: Config,
+    about: str,
+    rows: Sequence[Row],
+    peft: Mapping[str, Any],
+    error: float | None = None,
+) -> str:
+    data, prompt = config.data, config.prompt
+    scoring = f"template `{prompt.template}`, scores normalised by `{prompt.normalisation}`"
+    lines = [
+        "---",
+        f"base_model: {json.dumps(config.base.model)}",
+        "library_name: peft",
+        "tags: [lora, uncertainty, multiple-choice, ripieno]",
+        "---",
+        "",
+        f"# {config.name}: {about[0].lower() + about[1:]}",
+        "",
+        f"LoRA adapter (rank {peft['r']}) of `{config.base.model}`, after epoch {config.training.epochs} of the run "
+        f"`{run.path.name}` (config {config.hash()[:12]}), made by ripieno.",
+        "",
+        "## Data",
+        "",
+        f"Trained on {', '.join(f'`{name}`' for name in data.train)}, with seed {config.training.seed}. "
+        f"Questions are put by {scoring}; asked otherwise, nothing below holds.",
+        "",
+        "## Measured",
+        "",
+    ]
+    if rows:
+        lines += ["| questions | measure | value | 95% interval | n |", "|---|---|---:|---|---:|"]
+        for row in rows:
+            name = f"{row.dataset}/{row.split}" if row.split else row.dataset
+            value = "-" if row.value is None else f"{row.value:.3f}"
+            ends = "-" if row.low is None or row.high is None else f"{row.low:.3f} to {row.high:.3f}"
+            lines.append(f"| {name} | {row.measure} | {value} | {ends} | {row.n} |")
+    else:
+        lines.append("Nothing: these very weights were not evaluated. `ripieno evaluate` and `report` measure members.")
+    if error is not None:
+        lines += ["", f"Its updates differ from the exact mean's by {error:.1%} (relative Frobenius norm)."]
+    lines += [
+        "",
+        "## Use and limits",
+        "",
+        "- For multiple-choice questions like those it was trained on. On others its confidence was not checked, but "
+        "where they stand in the table.",
+        "- One member's confidence is no measure of whether it is right. The ensemble's uncertainty needs all members; "
+        "the mean of their weights is one network, and shows no disagreement.",
+        "- What the base learned before, and its licence, stay with the base.",
+        "",
+    ]
+    return "\n".join(lines)

@@ -1,0 +1,107 @@
+"""Prediction sets: as many choices as it takes to hold the right one at a stated rate (split conformal prediction).
+
+    P(the right choice is in the set) >= 1 - a,
+
+over draws of the certification questions *and* of a new one like them. It is a rate over all questions: a hard
+question's set may miss far more often than an easy one's, and no set's own chance is known. `threshold` for a group of
+its own (a subject, a label) gives each group the rate, from its own questions alone.
+
+Scores are [N, K], the higher the less a choice fits, inf where a choice is absent. Vovk, Gammerman and Shafer 2005;
+Angelopoulos and Bates 2021 (arXiv:2107.07511).
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ripieno.measures.uncertainty import Floats
+
+# Far below 1 / (n + 1) and far above a product's rounding: (99 + 1) * 0.9 is 90 questions, not 91.
+_ROUNDING = 1e-9
+
+
+def lac_scores(probs: Floats, mask: NDArray[np.bool_]) -> Floats:
+    """Return one less each choice's probability: the smallest sets on average, some of them empty.
+
+        s_k = 1 - p_k
+
+    Least ambiguous classifiers, Sadinle, Lei and Wasserman 2019 (arXiv:1609.00451).
+
+    Args:
+        probs: [N, K], the pooled prediction.
+        mask: bool [N, K], whether the question has the choice.
+
+    Returns:
+        [N, K].
+    """
+    return np.where(mask, 1.0 - probs, np.inf)
+
+
+def aps_scores(probs: Floats, mask: NDArray[np.bool_], random: Floats) -> Floats:
+    """Return the probability of all likelier choices, and a random part of the choice's own: sets that adapt.
+
+        s_k = sum_{j: p_j > p_k} p_j + u (sum_{j: p_j = p_k} p_j),   u uniform in [0, 1)
+
+    Adaptive prediction sets, Romano, Sesia and Candes 2020 (arXiv:2006.02544). Choices of equal probability stand or
+    fall together. Without the random part sets would hold more than 1 - a, how much more nobody could say.
+
+    Args:
+        probs: [N, K], the pooled prediction.
+        mask: bool [N, K], whether the question has the choice.
+        random: [N], u, one a question, drawn independently of everything else.
+
+    Returns:
+        [N, K].
+    """
+    p = np.where(mask, probs, 0.0)
+    above = (p[:, None, :] * (p[:, None, :] > p[:, :, None])).sum(axis=2)
+    equal = (p[:, None, :] * (p[:, None, :] == p[:, :, None])).sum(axis=2)
+    return np.where(mask, above + random[:, None] * equal, np.inf)
+
+
+def threshold(scores: Floats, level: float) -> float:
+    """Return the score up to which a choice is in the set.
+
+        the ceil((n + 1) (1 - a))-th smallest score of n right choices; inf where that is more than n
+
+    With scores that never tie the sets' coverage of new questions is between 1 - a and 1 - a + 1 / (n + 1), on
+    average over certification questions; where they tie it may be higher.
+
+    Args:
+        scores: [n], of the certification questions' right choices.
+        level: 1 - a, between 0 and 1.
+
+    Raises:
+        ValueError: the level is not between 0 and 1, or a score is NaN.
+    """
+    if not 0.0 < level < 1.0:
+        raise ValueError(f"level {level} is not between 0 and 1")
+    if np.isnan(scores).any():
+        raise ValueError("a score is NaN")
+    rank = math.ceil((len(scores) + 1) * level - _ROUNDING)
+    return float(np.partition(scores, rank - 1)[rank - 1]) if rank <= len(scores) else math.inf
+
+
+def fewest_questions(level: float) -> int:
+    """Return how many certification questions a level needs: with fewer every choice is in every set (9 for 90%)."""
+    return math.ceil(level / (1.0 - level) - _ROUNDING)
+
+
+def prediction_sets(scores: Floats, mask: NDArray[np.bool_], thresholds: float | Floats) -> NDArray[np.bool_]:
+    """Return which choices are in the sets.
+
+    Args:
+        scores: [N, K].
+        mask: bool [N, K], whether the question has the choice.
+        thresholds: one, or [N] (each question's group's), or [N, K] (each label's).
+
+    Returns:
+        bool [N, K]. A set may be empty: then nothing fits as well as right choices do.
+    """
+    of_choices = np.asarray(thresholds, dtype=np.float64)
+    if of_choices.ndim == 1:
+        of_choices = of_choices[:, None]
+    return mask & (scores <= of_choices)

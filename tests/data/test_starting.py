@@ -1,0 +1,73 @@
+"""A first config fits the file it was made for."""
+
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+
+import pytest
+import yaml
+
+from ripieno import config as configs
+from ripieno.data import splits
+from ripieno.data.starting import labels_of, start
+from ripieno.errors import UserError
+
+ROLES = ("train", "validation", "calibration", "certification", "test")
+
+
+def labelled(path: Path, labels: int, count: int) -> Path:
+    """Write a csv of texts whose labels are as unequal as a support desk's."""
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        writer.writerow(["text", "label"])
+        for n in range(count):
+            label = min(int((n % 97) ** 2 / 97**2 * labels), labels - 1) if n >= labels else n
+            writer.writerow([f'ticket {n}: it does not work, "again"', f"topic {label}"])
+    return path
+
+
+def test_a_file_of_texts_and_77_labels(tmp_path: Path) -> None:
+    file = labelled(tmp_path / "my tickets.csv", 77, 1000)
+    started = start(file)
+    assert (started.name, started.questions) == ("my-tickets", 1000)
+    assert started.labels is not None
+    assert len(started.labels) == 77
+    config = configs.parse(yaml.safe_load(started.yaml))
+    assert config.data.labels == started.labels
+    roles = splits.assign(
+        {role: getattr(config.data, role) for role in ROLES}, seed=config.data.seed, labels=config.data.labels
+    )
+    counts = {role: len(roles.questions(role)) if role != "train" else len(roles.train) for role in ROLES}
+    assert sum(counts.values()) == 1000
+    assert counts == {"train": 500, "validation": 150, "calibration": 50, "certification": 200, "test": 100}
+    for role, count in counts.items():
+        assert f"  {role}: [" in started.yaml
+        assert f"] # about {count}: " in started.yaml
+
+
+def test_a_file_of_questions(tmp_path: Path) -> None:
+    file = tmp_path / "questions.jsonl"
+    rows = [{"question": f"{n}?", "choices": ["a", "b"], "answer": n % 2} for n in range(120)]
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    config = configs.parse(yaml.safe_load(start(file).yaml))
+    assert config.data.labels is None
+    assert config.name == "questions"
+    assert labels_of(file) is None
+
+
+@pytest.mark.parametrize(
+    ("rows", "match"),
+    [
+        ([{"question": "?", "choices": ["a", "b"], "answer": 0}], r"1 of 1 rows have an answer.*need 100"),
+        ([{"text": f"{n}"} for n in range(200)], "running text without labels"),
+        ([{"question": "?", "choices": ["a", "b"], "answer": 0}] * 120, "119 rows repeat an earlier question"),
+        ([{"question": "?", "choices": ["a"], "answer": 0}], "needs 2 at least"),
+    ],
+)
+def test_what_no_config_fits_is_refused(tmp_path: Path, rows: list[dict[str, object]], match: str) -> None:
+    file = tmp_path / "f.jsonl"
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    with pytest.raises(UserError, match=match):
+        start(file)
