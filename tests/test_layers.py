@@ -20,6 +20,7 @@ LAYERS = (
     "launching",
     "certification",
     "exporting",
+    "importing",
     "experiment",
     "reading",
     "prompt_features",

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 from ripieno import decisions
 from ripieno.data.question import Question, content_key, read_questions
@@ -21,7 +22,7 @@ from ripieno.parquet import read_parquet
 from ripieno.predictions import Predictions, concatenate
 from ripieno.progress import Progress
 from ripieno.prompt_features import make_features_of
-from ripieno.runs import METHOD, RunFolder
+from ripieno.runs import METHOD, RunFolder, adapter_epochs, sha256_of
 
 CONFIDENCE = 0.95
 
@@ -60,21 +61,16 @@ def certify(
         "costs": [costs.error, costs.handover] if costs else None,
         "epoch": config.training.epochs,
     }
-    recorded = decisions.recorded(run)
-    if recorded is not None:
-        if recorded["asked"] != asked:
-            was = recorded["asked"]
-            raise UserError(
-                f"{run.path}: its certification questions were used on {recorded['made'][:10]} for a risk of "
-                f"{was['risk']:g} at {was['confidence']:.0%}"
-                f"{' with costs' if was['costs'] else ''}, and can be used once: to ask again until the answer pleases "
-                "is no guarantee. `ripieno certify` with those settings lists every risk that can be promised from them"
-            )
-        return Certificate.from_json(recorded["certificate"])
+    kept = _kept(run, asked)
+    if kept is not None:
+        return kept
     names = {role: list(dict.fromkeys(getattr(data, role))) for role in ("validation", "calibration", "certification")}
     asked_sets = list(dict.fromkeys(name for of_role in names.values() for name in of_role))
     progress = progress or Progress(quiet=True)
     evaluate(run, asked_sets, [config.training.epochs], data_dir=data_dir, progress=progress)
+    answering = adapter_epochs(run, range(config.training.members), config.training.epochs)
+    weights = [run.adapter_files(member, at)[1] for member, at in answering.items()]
+    adapters = {file.relative_to(run.path).as_posix(): sha256_of(file) for file in weights}
     own = [DatasetName.parse(name) for name in names["certification"]]
     questions = {name: questions_of(run, config, name, data_dir) for name in own}
     _check_disjoint(run, questions)
@@ -90,18 +86,42 @@ def certify(
         confidence=confidence,
         costs=costs,
     )
-    content = {
+    content: dict[str, Any] = {
         "asked": asked,
         "made": datetime.now(UTC).isoformat(timespec="seconds"),
-        "config_hash": config.hash(),
-        "sets": names,
+        "adapters": adapters,
         "certificate": made.to_json(),
     }
     with run.lock():
+        kept = _kept(run, asked)  # another process may have been faster
+        if kept is not None:
+            return kept
         # What new questions are compared with.
         make_features_of(run, config, questions, cache(lambda: Ensemble.load(run.path)), progress)
+        files = [run.features(name.folder, name.file) for name in own]
+        content["features"] = [file.relative_to(run.path).as_posix() for file in files if run.whole(file)]
         run.write(run.certificate, json.dumps(content, indent=2) + "\n")
     return made
+
+
+def _kept(run: RunFolder, asked: Mapping[str, Any]) -> Certificate | None:
+    """Return what was certified before, None where nothing was.
+
+    Raises:
+        UserError: something else was asked then.
+    """
+    recorded = decisions.recorded(run)
+    if recorded is None:
+        return None
+    was = recorded["asked"]
+    if was != asked:
+        costs = "" if was["costs"] is None else " --cost-error {:g} --cost-handover {:g}".format(*was["costs"])
+        raise UserError(
+            f"{run.path}: its certification questions were used on {recorded['made'][:10]}, and can be used once: to "
+            "ask again until the answer pleases is no guarantee. All that they promise is said by "
+            f"`ripieno certify {run.path} --risk {was['risk']:g} --confidence {was['confidence']:g}{costs}`"
+        )
+    return Certificate.from_json(recorded["certificate"])
 
 
 def _answers(run: RunFolder, names: Sequence[str]) -> Predictions:

@@ -101,6 +101,20 @@ def train(
     typer.echo(f"Trained: {folder.path}. Next: ripieno evaluate {folder.path}")
 
 
+@app.command("import")
+def import_(
+    config: Annotated[Path, typer.Argument(metavar="CONFIG.yaml", help="How they are asked, and which questions.")],
+    adapters: Annotated[list[Path], typer.Argument(metavar="ADAPTER ...", help="PEFT folders, a member each.")],
+    run: Annotated[Path | None, typer.Option(help="The run folder; runs/NAME by default.")] = None,
+    data_dir: DataDir = None,
+) -> None:
+    """Make a run of LoRA adapters that were trained elsewhere; every other command then takes it."""
+    from ripieno.importing import import_adapters
+
+    folder = import_adapters(config, adapters, run, data_dir=data_dir)
+    typer.echo(f"{len(adapters)} members: {folder.path}. Next: ripieno evaluate {folder.path}")
+
+
 @app.command()
 def evaluate(
     run: Run,
@@ -235,11 +249,12 @@ def certify(
     from ripieno.report import terminal
 
     for name, share in {"--risk": risk, "--confidence": confidence, "--accuracy": accuracy}.items():
-        if not 0.0 < share < 1.0:
-            raise UserError(f"{name} {share:g}: give a share between 0 and 1, such as 0.05 for 5%")
+        _check_share(name, share)
     if plan:
-        if run is not None:
-            raise UserError(f"--plan: simulates a model that is not there yet; leave out {run}")
+        if run is not None or as_json:
+            raise UserError(
+                "--plan: simulates a model that is not there yet, and prints a table; leave RUN, --json out"
+            )
         for line in terminal.planned(_plans(risk, confidence, accuracy, error_auroc), risk, confidence):
             typer.echo(line)
         return
@@ -276,15 +291,15 @@ def predict(
     from ripieno import certification, decisions
     from ripieno.data.question import read_questions
     from ripieno.ensemble import Ensemble
+    from ripieno.measures.shift import FEWEST
     from ripieno.progress import Progress
     from ripieno.report import terminal
 
-    decisions.check_output(output)
+    decisions.check_output(output, source)
     config = _run(run).config()
     questions = read_questions(source, config.data.labels)
     if max_risk is not None and decisions.recorded(_run(run)) is None:
-        if not 0.0 < max_risk < 1.0:
-            raise UserError(f"--max-risk {max_risk:g}: give a share between 0 and 1, such as 0.05 for 5%")
+        _check_share("--max-risk", max_risk)
         with Progress(quiet=quiet) as progress:
             made = certification.certify(_run(run), max_risk, certification.CONFIDENCE, progress=progress)
         for line in terminal.certified(made):
@@ -296,6 +311,8 @@ def predict(
     answered = sum(decision.answered == "yes" for decision in decided)
     if any(decision.reason.startswith(decisions.UNLIKE) for decision in decided):
         _say(f"ripieno: warning: {source}: {decisions.UNLIKE} (their hidden states or lengths differ)")
+    elif max_risk is not None and len(decided) < FEWEST:
+        _say(f"ripieno: {len(decided)} questions are too few to see whether they are like the certified ones")
     said = "" if max_risk is None else f", {answered} answered and {len(decided) - answered} handed over"
     typer.echo(f"{output}: {len(decided)} questions{said}")
 
@@ -543,6 +560,11 @@ def _costs(error: float | None, handover: float | None) -> Costs | None:
     if error is None or handover is None or not (1e-9 <= error <= 1e9 and 1e-9 <= handover <= 1e9):
         raise UserError("--cost-error and --cost-handover: give both, above 0 (1e-9 to 1e9), in one unit")
     return Costs(error, handover)
+
+
+def _check_share(name: str, share: float) -> None:
+    if not 0.0 < share < 1.0:
+        raise UserError(f"{name} {share:g}: give a share between 0 and 1, such as 0.05 for 5%")
 
 
 def _plans(risk: float, confidence: float, accuracy: float, error_auroc: float) -> list[Plan]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -16,16 +17,15 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from ripieno.data.question import SUFFIXES, Question
-from ripieno.data.splits import DatasetName
 from ripieno.errors import EnvironmentFault, UserError
 from ripieno.features import Features, read_features
 from ripieno.measures.certificate import Certificate, Rule
-from ripieno.measures.certify import Promise
+from ripieno.measures.certify import Promise, at_least, at_most
 from ripieno.measures.sets import lac_scores, prediction_sets
 from ripieno.measures.shift import FEWEST, Shift, compare
 from ripieno.measures.uncertainty import decompose, pool
 from ripieno.predictions import Predictions
-from ripieno.runs import RunFolder, write_atomically
+from ripieno.runs import RunFolder, sha256_of, write_atomically
 
 UNLIKE = "nothing is promised, as these questions are not like the certified ones"
 UNCALIBRATED = Rule("confidence", 1.0)  # of an ensemble that nothing is certified of
@@ -73,7 +73,7 @@ class Decision:
 
 
 def decide(
-    p: Predictions,
+    p: Predictions | None,
     questions: Sequence[Question],
     certificate: Certificate | None,
     max_risk: float | None,
@@ -82,39 +82,36 @@ def decide(
     """Decide each question.
 
     Args:
-        p: the members' answers; questions that are not in it were too long to be asked, and are handed over.
-        questions: N, in the order of the decisions.
+        p: the members' answers, None where no question could be asked; questions that are not in it were too long,
+            and are handed over.
+        questions: N of different ids, in the order of the decisions.
         certificate: what was promised, None where nothing was.
         max_risk: at most this share of the answered wrong; None answers nothing and hands over nothing.
         shift: whether these questions are like the certified ones; said with every reason where they are not.
 
     Raises:
-        UserError: that risk was not promised; what was is listed.
+        UserError: that risk was not promised, or two questions have one id.
     """
+    if len({question.id for question in questions}) < len(questions):
+        raise UserError("two questions have the same id; give each its own")
     rule, promise = UNCALIBRATED if certificate is None else certificate.rule, promise_of(certificate, max_risk)
-    probs = rule.probs(p)
-    pooled, parts, uncertainty = pool(probs), decompose(probs), rule.uncertainties(p)
-    sets = None
-    if certificate is not None:
-        sets = prediction_sets(lac_scores(pooled, p.mask), p.mask, certificate.sets.threshold)
-    at = {question_id: n for n, question_id in enumerate(p.question_ids)}
-    decided = []
-    for question in questions:
-        if question.id not in at:
-            answered = None if max_risk is None else "no"
-            reason = "not asked: it is longer than evaluation.max_tokens, or than the model reads"
-            decided.append(Decision(question.id, None, None, None, None, None, None, None, answered, reason))
-            continue
-        n = at[question.id]
-        answer = int(pooled[n].argmax())
-        answered, reason = _verdict(rule, promise, float(uncertainty[n]), float(pooled[n, answer]))
-        if promise is not None and shift is not None and shift.warns:
-            reason = f"{UNLIKE}; else: {reason}"
-        decided.append(
-            Decision(
-                id=question.id,
+    of_asked: dict[str, Decision] = {}
+    if p is not None:
+        probs = rule.probs(p)
+        pooled, parts, uncertainty = pool(probs), decompose(probs), rule.uncertainties(p)
+        sets = None
+        if certificate is not None:
+            sets = prediction_sets(lac_scores(pooled, p.mask), p.mask, certificate.sets.threshold)
+        texts = {question.id: question.choices for question in questions}
+        for n, question_id in enumerate(p.question_ids):
+            answer = int(pooled[n].argmax())
+            answered, reason = _verdict(rule, promise, float(uncertainty[n]), float(pooled[n, answer]))
+            if promise is not None and shift is not None and shift.warns:
+                reason = f"{UNLIKE}; else: {reason}"
+            of_asked[question_id] = Decision(
+                id=question_id,
                 answer=answer,
-                answer_text=question.choices[answer],
+                answer_text=texts[question_id][answer],
                 probs=tuple(pooled[n, p.mask[n]].tolist()),
                 total=float(parts.total[n]),
                 aleatoric=float(parts.aleatoric[n]),
@@ -123,8 +120,9 @@ def decide(
                 answered=answered,
                 reason=reason,
             )
-        )
-    return decided
+    too_long = "not asked: it is longer than evaluation.max_tokens, or than the model reads"
+    handed_over = (None, None, None, None, None, None, None, None if max_risk is None else "no", too_long)
+    return [of_asked.get(question.id) or Decision(question.id, *handed_over) for question in questions]
 
 
 def promise_of(certificate: Certificate | None, max_risk: float | None) -> Promise | None:
@@ -135,20 +133,26 @@ def promise_of(certificate: Certificate | None, max_risk: float | None) -> Promi
     """
     if max_risk is None:
         return None
+    if not 0.0 < max_risk < 1.0:
+        raise UserError(f"--max-risk {max_risk:g}: give a share between 0 and 1, such as 0.05 for 5%")
     if certificate is None:
         raise UserError(f"--max-risk {max_risk:g}: nothing is certified of these members; run `ripieno certify` first")
     promise = certificate.promised(max_risk)
     if promise is None:
-        risks = [p.risk for p in (certificate.promise, *certificate.listed) if p is not None]
-        lowest = f"the lowest risk that is promised is {min(risks):.4f}" if risks else "no risk could be promised"
-        raise UserError(f"--max-risk {max_risk:g}: was not promised; {lowest} (see `ripieno certify`)")
+        risks = [certificate.asked_risk] if certificate.promise else []
+        # Up, so that what is said here is promised when it is asked for.
+        risks += [math.ceil(p.risk * 1e4) / 1e4 for p in certificate.listed]
+        said = (
+            f"give {' or '.join(f'{risk:g}' for risk in sorted(risks)[:2])}" if risks else "no risk could be promised"
+        )
+        raise UserError(f"--max-risk {max_risk:g}: was not promised; {said} (see `ripieno certify`)")
     return promise
 
 
 def _verdict(rule: Rule, promise: Promise | None, uncertainty: float, confidence: float) -> tuple[str | None, str]:
     if promise is None:
         return None, f"{confidence:.1%} sure; no risk was named, so nothing is decided"
-    kept = f"at most {promise.risk:.1%} wrong at {promise.confidence:.0%} confidence"
+    kept = f"at most {at_most(promise.risk)} wrong at {at_least(promise.confidence)} confidence"
     answered = uncertainty <= promise.threshold
     if promise.threshold == np.inf:
         return "yes", f"every question is answered: {kept} over all questions like the certified ones"
@@ -213,17 +217,23 @@ def load(run: RunFolder) -> Certified | None:
     """Return what a run certified, None where nothing is.
 
     Raises:
+        UserError: the members are not those that were certified.
         EnvironmentFault: a file of it is missing or damaged.
     """
     found = recorded(run)
     if found is None:
         return None
-    names = map(DatasetName.parse, found["sets"]["certification"])
-    files = [run.features(name.folder, name.file) for name in names]
-    return Certified(
-        Certificate.from_json(found["certificate"]),
-        tuple(read_features(file) for file in files) if run.whole(*files) else (),
-    )
+    for path, sha256 in found["adapters"].items():
+        if not (run.path / path).is_file() or sha256_of(run.path / path) != sha256:
+            raise UserError(
+                f"{run.path}: what was promised does not hold for these members: {path} is not the one that was "
+                f"certified; take it from a copy of the run, or train and certify another run"
+            )
+    files = [run.path / path for path in found["features"]]
+    for file in files:
+        if not run.whole(file):
+            raise EnvironmentFault(f"{file}: missing or damaged, so no shift could be seen; take it from a copy")
+    return Certified(Certificate.from_json(found["certificate"]), tuple(read_features(file) for file in files))
 
 
 # ---- files ----------------------------------------------------------------------------------------------------------
@@ -233,10 +243,8 @@ def write(path: Path, decided: Sequence[Decision]) -> None:
     """Write decisions as jsonl, csv (lists as JSON in a cell) or parquet, by the file's ending; whole or not at all.
 
     Raises:
-        UserError: another ending.
         EnvironmentFault: the file cannot be written.
     """
-    check_output(path)
     rows = [asdict(decision) for decision in decided]
     if path.suffix == ".jsonl":
         data = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows).encode()
@@ -257,11 +265,15 @@ def write(path: Path, decided: Sequence[Decision]) -> None:
         raise EnvironmentFault(f"{path}: cannot be written ({error.strerror or error})") from error
 
 
-def check_output(path: Path) -> None:
-    """Check a file's ending, before any work.
+def check_output(path: Path, source: Path) -> None:
+    """Check where decisions are to be written, before any work.
 
     Raises:
-        UserError: no kind of file is known by it.
+        UserError: no kind of file is known by its ending, its folder is not there, or it is the questions' own file.
     """
     if path.suffix not in SUFFIXES:
         raise UserError(f"--output {path}: decisions are written as {', '.join(SUFFIXES)}; choose one of these endings")
+    if not path.parent.is_dir():
+        raise UserError(f"--output {path}: there is no folder {path.parent}; make it, or choose another")
+    if path.resolve() == source.resolve():
+        raise UserError(f"--output {path}: is the file of the questions; choose another name")

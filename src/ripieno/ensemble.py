@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Self
 
@@ -170,14 +170,17 @@ class Ensemble:
         """
         certificate = self.certified.certificate if self.certified else None
         decisions.promise_of(certificate, max_risk)  # before any work
-        p, shift = self.predict(questions, progress), None if max_risk is None else self.shift(questions)
+        # What is too long goes to a person, whatever the config makes of it elsewhere.
+        asked = replace(self, evaluation=self.evaluation.model_copy(update={"too_long": "drop"})).encode(questions)
+        p = self.answer(asked, self.positions, progress) if asked.questions else None
+        shift = self.shift(asked) if max_risk is not None else None
         return decisions.decide(p, questions, certificate, max_risk, shift)
 
-    def shift(self, questions: Sequence[Question]) -> Shift | None:
+    def shift(self, asked: Asked) -> Shift | None:
         """Return whether questions are like the certified ones; None where that cannot be told."""
-        if self.certified is None or len(questions) < FEWEST or not self.certified.features:
+        if self.certified is None or not self.certified.features or len(asked.questions) < FEWEST:
             return None
-        prompts = read_prompts(self.engine, self.encode(questions).trees)
+        prompts = read_prompts(self.engine, asked.trees)
         return self.certified.compare(prompts.hidden, prompts.tokens)
 
     def encode(self, questions: Sequence[Question], *, bare: bool = False) -> Asked:

@@ -82,12 +82,12 @@ def train(
     progress = progress or Progress(quiet=True)
     progress.describe("loading the data and the base")
     with run.lock():
-        roles = splits.assign(_role_names(config), data_dir=data_dir, seed=config.data.seed, labels=config.data.labels)
+        roles = assign_roles(config, data_dir)
         backbone = backbones.load(config.base, device_of(config.compute))
         if config.compute.threads:
             torch.set_num_threads(config.compute.threads)
         given, config = config.compute, resolve(config, backbone)
-        ensemble = _assemble(config, backbone, chosen, data_dir)
+        ensemble = assemble(config, backbone, chosen, data_dir)
         if ensemble.engine.notice:
             progress.say(f"{config.base.model}: runs padded, which is slower: {ensemble.engine.notice}")
         rows, validation, too_long = _training_rows(ensemble, config, roles)
@@ -95,20 +95,7 @@ def train(
         config = resolve(config.model_copy(update={"compute": given}), backbone, examples.step_tokens())
         assert isinstance(config.compute.members_per_pass, int)
         ensemble = replace(ensemble, members_per_pass=config.compute.members_per_pass)
-        facts = {
-            "base": backbone.identity,
-            "sources": [asdict(source) for source in roles.sources],
-            "counts": {role: {name: len(s.rows) for name, s in sets.items()} for role, sets in roles.sets.items()},
-            "equal_choices": {n: s.equal_choices for sets in roles.sets.values() for n, s in sets.items()},
-            "dropped": {"overlap": [asdict(drop) for drop in roles.drops], "too_long": too_long},
-            "shared_calibration": roles.shared_calibration,
-        }
-        run.start(config, {"base_sha256": backbone.identity["sha256"], "questions_sha256": _digest(roles)}, facts)
-        for sets in roles.sets.values():
-            for loaded in sets.values():
-                file = run.questions(loaded.name.folder, loaded.name.file)
-                if loaded.questions and not run.whole(file):
-                    run.write(file, questions_to_parquet(loaded.questions))
+        start_run(run, config, backbone, roles, too_long)
 
         def validate(positions: Sequence[int]) -> list[tuple[float, float]]:
             p = ensemble.answer(validation, positions, progress)
@@ -134,9 +121,10 @@ def resolve(config: Config, backbone: Backbone, step_tokens: int | None = None) 
     )
 
 
-def _role_names(config: Config) -> dict[str, Sequence[str]]:
+def assign_roles(config: Config, data_dir: Path | None = None) -> Roles:
+    """Return the questions of each role."""
     data = config.data
-    return {
+    names = {
         "train": data.train,
         "validation": data.validation,
         "calibration": data.calibration,
@@ -144,6 +132,31 @@ def _role_names(config: Config) -> dict[str, Sequence[str]]:
         "test": data.test,
         "ood": data.out_of_domain,
     }
+    return splits.assign(names, data_dir=data_dir, seed=data.seed, labels=data.labels)
+
+
+def start_run(
+    run: RunFolder, config: Config, backbone: Backbone, roles: Roles, too_long: Mapping[str, Sequence[str]]
+) -> None:
+    """Write a new run's config, manifest and questions, or check that a present one is the same.
+
+    Raises:
+        UserError: the folder holds another run.
+    """
+    facts = {
+        "base": backbone.identity,
+        "sources": [asdict(source) for source in roles.sources],
+        "counts": {role: {name: len(s.rows) for name, s in sets.items()} for role, sets in roles.sets.items()},
+        "equal_choices": {n: s.equal_choices for sets in roles.sets.values() for n, s in sets.items()},
+        "dropped": {"overlap": [asdict(drop) for drop in roles.drops], "too_long": too_long},
+        "shared_calibration": roles.shared_calibration,
+    }
+    run.start(config, {"base_sha256": backbone.identity["sha256"], "questions_sha256": _digest(roles)}, facts)
+    for sets in roles.sets.values():
+        for loaded in sets.values():
+            file = run.questions(loaded.name.folder, loaded.name.file)
+            if loaded.questions and not run.whole(file):
+                run.write(file, questions_to_parquet(loaded.questions))
 
 
 def _training_rows(
@@ -260,7 +273,7 @@ def evaluate(
         @cache
         def ensemble() -> Ensemble:
             backbone = load_base(run, config.base, config.compute)
-            return _assemble(config, backbone, range(config.training.members), data_dir)
+            return assemble(config, backbone, range(config.training.members), data_dir)
 
         answered: tuple[Job, Sequence[Question]] | None = None
         for job in jobs:
@@ -425,7 +438,8 @@ def _with_stored(asked: Evaluation, stored: Mapping[str, Any]) -> Evaluation:
     return asked.model_copy(update=both)
 
 
-def _assemble(config: Config, backbone: Backbone, members: Sequence[int], data_dir: Path | None = None) -> Ensemble:
+def assemble(config: Config, backbone: Backbone, members: Sequence[int], data_dir: Path | None = None) -> Ensemble:
+    """Put empty adapters of a run's members on its base."""
     pool = few_shot_pool(config.prompt, config.data, data_dir)
     return Ensemble.assemble(backbone, config.adapter, members, config.prompt, config.evaluation, config.compute, pool)
 
@@ -483,7 +497,7 @@ def work(
     choices: int | None = None,
 ) -> int:
     """Return the units of progress of a job: questions x members, for the bar (`choices`: of asking again alone)."""
-    roles = splits.assign(_role_names(config), data_dir=data_dir, seed=config.data.seed, labels=config.data.labels)
+    roles = assign_roles(config, data_dir)
     epochs, M = config.training.epochs, len(members) if members else config.training.members
     units = 0
     if training:

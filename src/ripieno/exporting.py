@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +18,7 @@ from ripieno.ensemble import require_adapter
 from ripieno.errors import EnvironmentFault, UserError
 from ripieno.measures.table import Analysis, Row
 from ripieno.report.run import read_analysis
-from ripieno.runs import METHOD, RunFolder, adapter_epochs, write_atomically
+from ripieno.runs import METHOD, RunFolder, adapter_epochs
 
 SHOWN = ("accuracy", "nll", "ece")  # on a card
 Tensors = dict[str, Tensor]
@@ -69,19 +70,20 @@ def export(run: RunFolder, output: Path, rank: int | None = None) -> Exported:
     peft = json.loads(run.adapter_files(*next(iter(epochs.items())))[0].read_bytes())
     tensors = [safetensors.torch.load_file(run.adapter_files(m, at)[1]) for m, at in epochs.items()]
     analysis = read_analysis(run) if run.whole(run.report / "metrics.json") else None
-    folders = []
-    for member, weights in zip(epochs, tensors, strict=True):
-        card = _card(run, config, f"Member {member} of {len(epochs)}", _rows(analysis, config, member), peft)
-        folders.append(_write(output / f"member-{member:03d}", peft, weights, card))
+    made: dict[str, tuple[Mapping[str, Any], Tensors, str]] = {}
+    for (member, at), weights in zip(epochs.items(), tensors, strict=True):
+        card = _card(run, config, f"member {member}, epoch {at}", _rows(analysis, config, member), peft)
+        made[f"member-{member:03d}"] = (peft, weights, card)
     mean, error = mean_member(tensors, config.adapter.scale), None
     if rank is not None:
         mean, error = cut(mean, rank)
-    about = f"The mean of {len(epochs)} members' updates" + ("" if rank is None else f", cut to rank {rank}")
+    about = f"the mean of {len(epochs)} members' updates" + ("" if rank is None else f", cut to rank {rank}")
     [width] = {weight.shape[0] for name, weight in mean.items() if name.endswith("lora_A.weight")}
     # The scale is in the weights: alpha / r is 1.
     plain = peft | {"r": width, "lora_alpha": width, "use_rslora": False, "lora_dropout": 0.0}
-    folder = _write(output / "mean", plain, mean, _card(run, config, about, [], plain, error))
-    return Exported(tuple(folders), folder, error)
+    made["mean"] = (plain, mean, _card(run, config, about, [], plain, error))
+    _write(output, made)
+    return Exported(tuple(output / name for name in made if name != "mean"), output / "mean", error)
 
 
 def mean_member(tensors: Sequence[Tensors], scale: float) -> Tensors:
@@ -114,21 +116,23 @@ def cut(tensors: Tensors, rank: int) -> tuple[Tensors, float]:
     return found, (lost / whole) ** 0.5 if whole else 0.0
 
 
-def _write(folder: Path, peft: Mapping[str, Any], tensors: Tensors, card: str) -> Path:
-    files = {
-        "adapter_config.json": (json.dumps(peft, indent=2, sort_keys=True) + "\n").encode(),
-        "adapter_model.safetensors": safetensors.torch.save(
-            {name: weight.contiguous() for name, weight in tensors.items()}, {"format": "pt"}
-        ),
-        "README.md": card.encode(),
-    }
+def _write(output: Path, made: Mapping[str, tuple[Mapping[str, Any], Tensors, str]]) -> None:
+    """Write the folders: all of them, or none."""
     try:
-        folder.mkdir(parents=True)
-        for name, data in files.items():
-            write_atomically(folder / name, data)
+        output.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=output.parent, prefix=f".{output.name}.") as name:
+            temporary = Path(name) / output.name
+            for folder, (peft, tensors, card) in made.items():
+                (temporary / folder).mkdir(parents=True)
+                weights = {name: weight.contiguous() for name, weight in tensors.items()}
+                (temporary / folder / "adapter_config.json").write_text(
+                    json.dumps(peft, indent=2, sort_keys=True) + "\n"
+                )
+                safetensors.torch.save_file(weights, temporary / folder / "adapter_model.safetensors", {"format": "pt"})
+                (temporary / folder / "README.md").write_text(card, encoding="utf-8")
+            temporary.replace(output)  # an empty folder may be there
     except OSError as error:
-        raise EnvironmentFault(f"{folder}: cannot be written ({error.strerror or error})") from error
-    return folder
+        raise EnvironmentFault(f"{output}: cannot be written ({error.strerror or error})") from error
 
 
 def _rows(analysis: Analysis | None, config: Config, who: int) -> list[Row]:
@@ -160,10 +164,10 @@ def _card(
         "tags: [lora, uncertainty, multiple-choice, ripieno]",
         "---",
         "",
-        f"# {config.name}: {about[0].lower() + about[1:]}",
+        f"# {config.name}: {about}",
         "",
-        f"LoRA adapter (rank {peft['r']}) of `{config.base.model}`, after epoch {config.training.epochs} of the run "
-        f"`{run.path.name}` (config {config.hash()[:12]}), made by ripieno.",
+        f"LoRA adapter (rank {peft['r']}) of `{config.base.model}` from the run `{run.path.name}` "
+        f"(config {config.hash()}), made by ripieno.",
         "",
         "## Data",
         "",

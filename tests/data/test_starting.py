@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import csv
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -11,6 +13,7 @@ import yaml
 
 from ripieno import config as configs
 from ripieno.data import splits
+from ripieno.data.question import read_questions
 from ripieno.data.starting import labels_of, start
 from ripieno.errors import UserError
 
@@ -47,9 +50,20 @@ def test_a_file_of_texts_and_77_labels(tmp_path: Path) -> None:
         assert f"] # about {count}: " in started.yaml
 
 
+def test_the_tickets_of_the_example(tmp_path: Path) -> None:
+    script = Path(__file__).parents[2] / "examples/support_tickets/make_tickets.py"
+    subprocess.run([sys.executable, str(script), str(tmp_path), "--count", "200", "--new", "20"], check=True)
+    started = start(tmp_path / "tickets.csv")
+    assert started.questions == 200
+    assert set(started.labels or ()) == {"billing", "delivery", "returns", "account", "technical"}
+    new = read_questions(tmp_path / "new.csv", started.labels)
+    assert len(new) == 20
+    assert {question.answer for question in new} == {None}
+
+
 def test_a_file_of_questions(tmp_path: Path) -> None:
     file = tmp_path / "questions.jsonl"
-    rows = [{"question": f"{n}?", "choices": ["a", "b"], "answer": n % 2} for n in range(120)]
+    rows = [{"question": f"{n}?", "choices": ["a", "b"], "answer": n % 2} for n in range(160)]
     file.write_text("".join(json.dumps(row) + "\n" for row in rows))
     config = configs.parse(yaml.safe_load(start(file).yaml))
     assert config.data.labels is None
@@ -60,9 +74,10 @@ def test_a_file_of_questions(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("rows", "match"),
     [
-        ([{"question": "?", "choices": ["a", "b"], "answer": 0}], r"1 of 1 rows have an answer.*need 100"),
+        ([{"question": "?", "choices": ["a", "b"], "answer": 0}], "holds 1 questions; five roles need 150 at least"),
         ([{"text": f"{n}"} for n in range(200)], "running text without labels"),
-        ([{"question": "?", "choices": ["a", "b"], "answer": 0}] * 120, "119 rows repeat an earlier question"),
+        ([{"question": f"{n}", "choices": ["a", "b"], "answer": n or None} for n in range(2)], "1 of 2 rows have no"),
+        ([{"question": "?", "choices": ["a", "b"], "answer": 0}] * 160, "159 rows repeat an earlier question"),
         ([{"question": "?", "choices": ["a"], "answer": 0}], "needs 2 at least"),
     ],
 )

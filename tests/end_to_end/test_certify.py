@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -50,7 +51,7 @@ def test_certify_says_what_is_promised(certified: Certified) -> None:
     promise = certified.certificate["promise"]
     assert promise["risk"] == RISK
     assert promise["answered"] <= promise["questions"] == 60
-    assert "Promised: at most 90.0% wrong among the answered, at 90% confidence" in certified.said
+    assert "Promised: at most 90% wrong among the answered, at 90% confidence" in certified.said
     assert f"{promise['answered']} of the 60 certification questions" in certified.said
     assert "Prediction sets: choices of at least" in certified.said
     assert "At 10 an error and 1 a hand-over: answer" in certified.said
@@ -64,7 +65,9 @@ def test_the_certification_questions_are_used_once(certified: Certified) -> None
     other = ripieno("certify", certified.path, "--risk", "0.5")
     assert other.code == 2
     assert "were used on" in other.err
-    assert "for a risk of 0.9 at 90% with costs" in other.err
+    assert (
+        f"`ripieno certify {certified.path} --risk 0.9 --confidence 0.9 --cost-error 10 --cost-handover 1`" in other.err
+    )
     assert (certified.path / "certificate.json").read_bytes() == before
 
 
@@ -96,7 +99,7 @@ def test_predict_keeps_the_promise(certified: Certified, tmp_path: Path, suffix:
         assert row["prediction_set"] == [k for k, p in enumerate(probs) if sets is None or 1 - p <= sets]
         value = row["epistemic"] if certified.certificate["rule"]["uncertainty"] == "mi" else 1 - max(probs)
         assert row["answered"] == ("yes" if threshold is None or value <= threshold else "no")
-        assert "at most 90.0% wrong" in row["reason"]
+        assert "at most 90% wrong" in row["reason"]
     answered = sum(row["answered"] == "yes" for row in found)
     assert f"7 questions, {answered} answered and {7 - answered} handed over" in said
 
@@ -117,11 +120,36 @@ def test_what_was_not_promised_is_refused(certified: Certified, tmp_path: Path) 
     output = tmp_path / "decided.jsonl"
     done = ripieno("predict", certified.path, "--input", certified.asked, "--output", output, "--max-risk", "0.001")
     assert done.code == 2
-    assert "--max-risk 0.001: was not promised; the lowest risk that is promised is" in done.err
+    assert "--max-risk 0.001: was not promised; give 0." in done.err
     assert not output.exists()
-    done = ripieno("predict", certified.path, "--input", certified.asked, "--output", tmp_path / "decided.txt")
-    assert (done.code, done.err.count("\n")) == (2, 1)
-    assert ".jsonl, .csv, .parquet" in done.err
+    done = ripieno("predict", certified.path, "--input", certified.asked, "--output", output, "--max-risk", "90")
+    assert (done.code, "give a share between 0 and 1" in done.err) == (2, True)
+    refused = {
+        tmp_path / "decided.txt": ".jsonl, .csv, .parquet",
+        tmp_path / "no/d.csv": "there is no folder",
+        certified.asked: "is the file of the questions",
+    }
+    for wrong, why in refused.items():
+        done = ripieno("predict", certified.path, "--input", certified.asked, "--output", wrong)
+        assert (done.code, done.err.count("\n"), why in done.err) == (2, 1, True)
+
+
+def test_a_certificate_is_of_those_members_alone(certified: Certified, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(certified.path, run)
+    predict = ("predict", run, "--input", certified.asked, "--output", tmp_path / "decided.csv", "--max-risk", "0.9")
+    works(*predict)  # a copy is as good
+    file = run / "members/000/epoch-001/adapter_model.safetensors"
+    kept = file.read_bytes()
+    file.write_bytes((run / "members/001/epoch-001/adapter_model.safetensors").read_bytes())
+    done = ripieno(*predict)
+    assert done.code in (1, 2)  # it is not the file that was written, nor the one that was certified
+    assert "members/000/epoch-001" in done.err
+    file.write_bytes(kept)
+    certificate = run / "certificate.json"
+    certificate.write_text(certificate.read_text().replace('"risk": 0.9', '"risk": 0.1'))
+    done = ripieno(*predict)
+    assert (done.code, "certificate.json: missing or damaged" in done.err) == (1, True)
 
 
 def test_a_risk_too_low_is_refused_with_the_labels_needed(base: Path, tmp_path: Path) -> None:
@@ -132,7 +160,7 @@ def test_a_risk_too_low_is_refused_with_the_labels_needed(base: Path, tmp_path: 
     run = tmp_path / "run"
     works("train", write_config(tmp_path, base, data), "--run", run)
     said = works("certify", run, "--risk", "0.05")
-    assert "Cannot be promised: at most 5.0% wrong among the answered, at 95% confidence." in said
+    assert "Cannot be promised: at most 5% wrong among the answered, at 95% confidence." in said
     assert "even without an error that takes 59 answered questions, and there are 20" in said
 
 
@@ -152,7 +180,7 @@ def test_roles_that_a_promise_needs(base: Path, tmp_path: Path) -> None:
 def test_a_plan_needs_no_run() -> None:
     said = works("certify", "--plan", "--risk", "0.2", "--confidence", "0.9", "--accuracy", "0.9")
     lines = said.splitlines()
-    assert lines[0] == "At most 20.0% wrong among the answered, at 90% confidence, in simulated draws:"
+    assert lines[0] == "At most 20% wrong among the answered, at 90% confidence, in simulated draws:"
     assert lines[2].split()[0] == "11"  # ln 0.1 / ln 0.8, rounded up
     assert ripieno("certify").code == 2
     done = ripieno("certify", "--plan", "--error-auroc", "0.5")

@@ -47,7 +47,7 @@ def test_files_commands_and_python_of_the_readme_work(
     for command in commands[:-1]:
         said = works(*command[1:], *(settings if command[1] == "train" else []))
     # Five questions certify nothing, so the last command is refused; without a risk it answers.
-    assert "Cannot be promised: at most 10.0% wrong" in said
+    assert "Cannot be promised: at most 10% wrong" in said
     predict = commands[-1][1:]
     refused = ripieno(*predict)
     assert (refused.code, "--max-risk 0.1: was not promised" in refused.err) == (2, True)

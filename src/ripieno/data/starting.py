@@ -21,7 +21,7 @@ MEANINGS = {
     "certification": "used once, for the promise (ripieno certify)",
     "test": "what the report is about",
 }
-FEWEST = 100  # questions: with fewer no role can say anything
+FEWEST = 150  # questions: of fewer not even 10% wrong could be promised, which takes 29 in certification
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,7 @@ class Start:
     Args:
         name: of the experiment.
         yaml: the config, with comments.
-        questions: how many with an answer the file holds.
+        questions: how many the file holds.
         labels: of a `text,label` file, else None.
     """
 
@@ -54,17 +54,20 @@ def start(path: Path) -> Start:
     summary = splits.check(path, labels)
     if summary.texts:
         raise UserError(f"{path}: holds running text without labels; give questions, or columns text and label")
-    if summary.answered < FEWEST:
+    if summary.answered < summary.questions:
         raise UserError(
-            f"{path}: {summary.answered} of {summary.questions} rows have an answer; five roles need {FEWEST} at least"
+            f"{path}: {summary.questions - summary.answered} of {summary.questions} rows have no answer; "
+            "put those into a file of their own"
         )
+    if summary.questions < FEWEST:
+        raise UserError(f"{path}: holds {summary.questions} questions; five roles need {FEWEST} at least")
     if summary.repeats:
         raise UserError(
             f"{path}: {summary.repeats} rows repeat an earlier question; take them out, "
             "or the same question may be trained on and tested"
         )
     name = re.sub(r"[^A-Za-z0-9._-]+", "-", path.stem).strip("-._") or "experiment"
-    return Start(name, _yaml(name, path, summary.questions, labels), summary.answered, labels)
+    return Start(name, _yaml(name, path, summary.questions, labels), summary.questions, labels)
 
 
 def labels_of(path: Path) -> tuple[str, ...] | None:

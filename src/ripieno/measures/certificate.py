@@ -101,7 +101,8 @@ class Certificate:
         validation, questions: how many questions it was chosen, and certified on.
         promise: None: it cannot be promised.
         labels_needed: how many certification questions would probably do, by the validation questions; None where the
-            promise could be made, or where no number would.
+            promise could be made, or where they do not say.
+        lowest_rate: the lowest error rate on validation among the thresholds that answer a twentieth of it and more.
         listed: every risk that can be promised, all of them at once.
         sets: prediction sets.
         saving: with the user's costs.
@@ -114,6 +115,7 @@ class Certificate:
     questions: int
     promise: Promise | None
     labels_needed: int | None
+    lowest_rate: float
     listed: tuple[Promise, ...]
     sets: SetRule
     saving: Saving | None = None
@@ -148,7 +150,10 @@ class Certificate:
             saving=Saving(**{**content["saving"], "threshold": _or_inf(content["saving"]["threshold"])})
             if content["saving"]
             else None,
-            **{k: content[k] for k in ("asked_risk", "confidence", "validation", "questions", "labels_needed")},
+            **{
+                k: content[k]
+                for k in ("asked_risk", "confidence", "validation", "questions", "labels_needed", "lowest_rate")
+            },
         )
 
 
@@ -198,6 +203,7 @@ def make(
         questions=N,
         promise=promise,
         labels_needed=None if promise else labels_needed(*known, risk, confidence),
+        lowest_rate=float(min(known[1][known[0] <= t].mean() for t in even_ladder(known[0]))),
         listed=tuple(promises(*new, even_ladder(known[0]), confidence)),
         sets=SetRule(confidence, threshold(of_right, confidence), N),
         saving=_saving(known, new, costs) if costs else None,
@@ -235,8 +241,10 @@ def refusal(certificate: Certificate) -> str:
         why = f"even without an error that takes {fewest} answered questions, and there are {certificate.questions}"
     else:
         why = f"too many of the {certificate.questions} answers are wrong at the thresholds that were to be tested"
+    if needed is None and certificate.lowest_rate >= risk:
+        return f"{why}; no number of labels would do: on validation too many are wrong however few are answered"
     if needed is None:
-        return f"{why}; no number of labels would do: on validation more are wrong at every threshold"
+        return f"{why}; {certificate.validation:,} validation questions are too few to tell how many labels would do"
     if needed <= certificate.questions:
         return f"{why}; by the validation questions {needed:,} would usually have done"
     return f"{why}; by the validation questions about {needed:,} labelled ones would do"

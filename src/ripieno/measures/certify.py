@@ -33,7 +33,8 @@ class Promise:
 
     Args:
         risk: the promised share of wrong answers among the answered, at most.
-        confidence: how often such promises hold, at least, over draws of certification questions.
+        confidence: 1 - d: over draws of certification questions, a promise that does not hold is made at most with
+            probability d. (Where no threshold is good enough, all the promises that chance lets through are false.)
         threshold: of the uncertainty; inf: every question is answered.
         questions: N, of the certification role.
         answered: how many of them are answered.
@@ -51,6 +52,16 @@ class Promise:
     def coverage(self) -> float:
         """The share of the certification questions that is answered."""
         return self.answered / self.questions
+
+
+def at_most(share: float) -> str:
+    """Return a share as percent, rounded up to a hundredth of one: a promise must not sound better than it is."""
+    return f"{math.ceil(round(share * 1e4, 6)) / 100:g}%"
+
+
+def at_least(share: float) -> str:
+    """Return a share as percent, rounded down to a hundredth of one."""
+    return f"{math.floor(round(share * 1e4, 6)) / 100:g}%"
 
 
 # ---- one binomial, exactly ------------------------------------------------------------------------------------------

@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterator, Sequence
 
 from ripieno.measures.certificate import WORDS, Certificate, refusal
-from ripieno.measures.certify import Plan
+from ripieno.measures.certify import Plan, at_least, at_most
 from ripieno.measures.sets import fewest_questions
 from ripieno.measures.table import Analysis, Comparison, Row
 
@@ -159,7 +159,7 @@ def _name(dataset: str, split: str) -> str:
 
 def certified(certificate: Certificate) -> Iterator[str]:
     """Yield what was promised, or why it cannot be, and what else can."""
-    asked, sure = f"{certificate.asked_risk:.1%}", f"{certificate.confidence:.0%}"
+    asked, sure = at_most(certificate.asked_risk), at_least(certificate.confidence)
     what, promise = WORDS[certificate.rule.uncertainty], certificate.promise
     if promise is None:
         yield f"Cannot be promised: at most {asked} wrong among the answered, at {sure} confidence."
@@ -171,20 +171,21 @@ def certified(certificate: Certificate) -> Iterator[str]:
             f"certification questions ({promise.coverage:.0%}), {promise.errors:,} of them wrong."
         )
     if certificate.listed:
-        yield f"What else these questions promise, all of it at once at {sure} confidence (choose any):"
+        yield f"A statement of its own, also at {sure}: these risks hold all at once, for a risk not named beforehand:"
         for listed in certificate.listed:
             where = _where(what, listed.threshold)
-            yield f"  at most {_up(listed.risk):.1%} wrong: answers {listed.coverage:.0%} ({where})"
+            yield f"  at most {at_most(listed.risk)} wrong: answers {listed.coverage:.0%} ({where})"
     else:
         yield "No other risk can be promised from these questions either."
     sets = certificate.sets
     if sets.threshold == math.inf:
         fewest = fewest_questions(sets.level)
-        yield f"Prediction sets: {sets.level:.0%} takes {fewest} questions, so every choice is in every set."
+        yield f"Prediction sets: {at_least(sets.level)} takes {fewest} questions, so every choice is in every set."
     else:
         yield (
-            f"Prediction sets: choices of at least {1 - sets.threshold:.3f} hold the right one for {sets.level:.0%} "
-            f"of such questions on average ({sets.questions:,} questions); that is no single question's own rate."
+            f"Prediction sets: choices of at least {1 - sets.threshold:.3f} hold the right one for "
+            f"{at_least(sets.level)} of such questions on average ({sets.questions:,} questions); that is no single "
+            "question's own rate."
         )
     if (saving := certificate.saving) is not None:
         where = _where(what, saving.threshold)
@@ -197,7 +198,8 @@ def certified(certificate: Certificate) -> Iterator[str]:
 
 def planned(plans: Sequence[Plan], risk: float, confidence: float) -> Iterator[str]:
     """Yield what so many labelled questions are likely to give."""
-    yield f"At most {risk:.1%} wrong among the answered, at {confidence:.0%} confidence, in simulated draws:"
+    sure = at_least(confidence)
+    yield f"At most {at_most(risk)} wrong among the answered, at {sure} confidence, in simulated draws:"
     yield f"{'certification questions':>24}{'can be promised':>18}{'then answers':>15}{'broken':>9}"
     for plan in plans:
         answers = f"{plan.answered:.0%}" if plan.promised else "-"
@@ -208,8 +210,3 @@ def _where(what: str, threshold: float) -> str:
     if threshold == math.inf:
         return "every question"
     return f"where {what} is at most {threshold:.4g}" if threshold >= 0 else "no question"
-
-
-def _up(share: float) -> float:
-    """Round up to a tenth of a percent: a promise must not sound better than it is."""
-    return math.ceil(share * 1000) / 1000

@@ -1,0 +1,71 @@
+"""A run of adapters that were trained elsewhere."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from ripieno import config as configs
+from ripieno.config import Config
+from ripieno.ensemble import device_of
+from ripieno.errors import UserError
+from ripieno.experiment import assemble, assign_roles, resolve, start_run
+from ripieno.model import backbone as backbones
+from ripieno.model.adapters import read_base_name, read_peft_config
+from ripieno.runs import RunFolder
+
+
+def import_adapters(
+    config: Config | Path | str,
+    folders: Sequence[Path],
+    path: Path | None = None,
+    *,
+    data_dir: Path | None = None,
+) -> RunFolder:
+    """Make a run whose members are PEFT's LoRA adapters, as if it had trained them for one epoch.
+
+    Args:
+        config: an experiment, or the YAML file of one: its base, prompt and questions count. What `adapter` says comes
+            from the folders; `training.members` is how many there are, `training.epochs` 1. `data.train` names what
+            they were trained on, as far as it is at hand: no other role may ask any of it.
+        folders: one a member.
+        path: the run folder, runs/NAME by default.
+        data_dir: a folder with originally released data files.
+
+    Raises:
+        UserError: the adapters are not plain LoRA of one shape and of the config's base, the folder holds a run, or a
+            question that they were trained on is in another role.
+        EnvironmentFault: a file is missing or damaged.
+    """
+    config = config if isinstance(config, Config) else configs.load(config)
+    run = RunFolder(Path(path or f"runs/{config.name}"))
+    for folder in folders:
+        if (name := read_base_name(folder)) != config.base.model:
+            raise UserError(
+                f"{folder}: is an adapter of {name!r}, and the config's base.model is {config.base.model!r}"
+            )
+    training = config.training.model_copy(update={"members": len(folders), "epochs": 1})
+    config = config.model_copy(update={"adapter": read_peft_config(folders[0]), "training": training})
+    if (run.path / "config.yaml").exists():
+        raise UserError(f"{run.path}: holds a run already; choose another folder with --run")
+    with run.lock():
+        roles = assign_roles(config, data_dir)
+        # Where a run trains its own members such questions are left out of the training; these have seen them.
+        if seen := [drop for drop in roles.drops if drop.role == "train"]:
+            raise UserError(
+                f"data.train: {len(seen)} questions that the adapters were trained on are in data.{seen[0].also_in} too, "
+                f"the first is {seen[0].id!r}; take them out there"
+            )
+        backbone = backbones.load(config.base, device_of(config.compute))
+        config = resolve(config, backbone)
+        ensemble = assemble(config, backbone, range(len(folders)), data_dir)
+        for position, folder in enumerate(folders):
+            ensemble.stack.load_peft(position, folder)  # all of them, before anything is written
+        # The config last: an import that was cut short is no run yet, and can be started again.
+        for position in range(len(folders)):
+            content = ensemble.stack.to_peft(position, config.base.model, backbone.identity["revision"])
+            config_file, weights_file = run.adapter_files(position, 1)
+            run.write(config_file, content[0])
+            run.write(weights_file, content[1])
+        start_run(run, config, backbone, roles, {})
+    return run
