@@ -53,8 +53,8 @@ def import_adapters(
         # Where a run trains its own members such questions are left out of the training; these have seen them.
         if seen := [drop for drop in roles.drops if drop.role == "train"]:
             raise UserError(
-                f"data.train: {len(seen)} questions that the adapters were trained on are in data.{seen[0].also_in} too, "
-                f"the first is {seen[0].id!r}; take them out there"
+                f"data.train: {len(seen)} questions that the adapters were trained on are in data.{seen[0].also_in} "
+                f"too, the first is {seen[0].id!r}; take them out there"
             )
         backbone = backbones.load(config.base, device_of(config.compute))
         config = resolve(config, backbone)
