@@ -21,7 +21,7 @@ from ripieno.measures.certificate import Certificate
 from ripieno.parquet import read_parquet
 from ripieno.predictions import Predictions, concatenate
 from ripieno.progress import Progress
-from ripieno.prompt_features import make_features_of
+from ripieno.prompt_features import as_evaluated, make_features
 from ripieno.runs import METHOD, RunFolder, adapter_epochs, sha256_of
 
 CONFIDENCE = 0.95
@@ -97,7 +97,8 @@ def certify(
         if kept is not None:
             return kept
         # What new questions are compared with.
-        make_features_of(run, config, questions, cache(lambda: Ensemble.load(run.path)), progress)
+        prompts = [as_evaluated(config, name, of_set) for name, of_set in questions.items()]
+        make_features(run, config, prompts, cache(lambda: Ensemble.load(run.path)), progress)
         files = [run.features(name.folder, name.file) for name in own]
         content["features"] = [file.relative_to(run.path).as_posix() for file in files if run.whole(file)]
         run.write(run.certificate, json.dumps(content, indent=2) + "\n")

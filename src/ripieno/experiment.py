@@ -40,7 +40,7 @@ from ripieno.model.speed import Timer
 from ripieno.parquet import read_parquet, to_parquet
 from ripieno.predictions import Predictions, concatenate
 from ripieno.progress import TRAINING_COST, Progress
-from ripieno.prompt_features import TRAINING_FEATURES, make_features
+from ripieno.prompt_features import TRAINING_FEATURES, make_features, of_analysis
 from ripieno.report.run import report
 from ripieno.runs import BASE, METHOD, RunFolder, adapter_epochs
 from ripieno.training.loop import Examples, Trainer
@@ -298,7 +298,7 @@ def evaluate(
         if answered:
             _say_noise_floor(ensemble(), *answered, progress)
         if not datasets and choices is None:
-            make_features(run, config, sets, ensemble, progress)
+            make_features(run, config, of_analysis(run, config, sets), ensemble, progress)
     return [job.file for job in jobs]
 
 

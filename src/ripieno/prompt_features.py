@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import pyarrow.parquet as pq
@@ -38,34 +38,19 @@ class PromptSet:
 def make_features(
     run: RunFolder,
     config: Config,
-    sets: Mapping[DatasetName, Sequence[Question]],
+    prompt_sets: Iterable[PromptSet],
     ensemble: Callable[[], Ensemble],
     progress: Progress,
 ) -> None:
-    """Write what the base alone computes on the prompts of the test, out-of-domain and training sets.
+    """Write what the base alone computes on the prompts of some sets.
 
     Args:
         run, config: an evaluated run.
-        sets: the questions of its test and out-of-domain sets.
+        prompt_sets: see `of_analysis` and `as_evaluated`.
         ensemble: loads the base, where something is to be made.
         progress: advanced by one a question.
     """
-    for prompt_set in _prompt_sets(run, config, sets):
-        if not _make(run, config, prompt_set, ensemble, progress):
-            return
-
-
-def make_features_of(
-    run: RunFolder,
-    config: Config,
-    sets: Mapping[DatasetName, Sequence[Question]],
-    ensemble: Callable[[], Ensemble],
-    progress: Progress,
-) -> None:
-    """Write what the base alone computes on the prompts of these sets, as `make_features`."""
-    evaluation = config.evaluation
-    for name, questions in sets.items():
-        prompt_set = PromptSet(name, questions, len(questions), evaluation.max_tokens, evaluation.too_long)
+    for prompt_set in prompt_sets:
         if not _make(run, config, prompt_set, ensemble, progress):
             return
 
@@ -101,10 +86,16 @@ def _make(
     return True
 
 
-def _prompt_sets(run: RunFolder, config: Config, sets: Mapping[DatasetName, Sequence[Question]]) -> Iterator[PromptSet]:
-    evaluation, training = config.evaluation, config.training
+def as_evaluated(config: Config, name: DatasetName, questions: Sequence[Question]) -> PromptSet:
+    """Return a set as it is evaluated: all its questions, with the limits of `evaluation`."""
+    return PromptSet(name, questions, len(questions), config.evaluation.max_tokens, config.evaluation.too_long)
+
+
+def of_analysis(run: RunFolder, config: Config, sets: Mapping[DatasetName, Sequence[Question]]) -> Iterator[PromptSet]:
+    """Yield the test, out-of-domain and training sets; `sets` has the questions of the first two."""
+    training = config.training
     for name in evaluated_sets(config):
-        yield PromptSet(name, sets[name], len(sets[name]), evaluation.max_tokens, evaluation.too_long)
+        yield as_evaluated(config, name, sets[name])
     # Under next_token the right answer alone had to fit, here the longest choice has to: what does not is left out.
     shortened = training.too_long == "shorten_context" and training.loss != "next_token"
     too_long: TooLong = "shorten_context" if shortened else "drop"
