@@ -13,9 +13,10 @@ import pytest
 from ripieno.data.question import Question
 from ripieno.decisions import UNLIKE, decide, promise_of
 from ripieno.errors import UserError
-from ripieno.measures.certificate import Certificate, Rule, SetRule, make, refusal
+from ripieno.measures.certificate import Certificate, Rule, make, refusal
 from ripieno.measures.certify import Promise, at_least, at_most
 from ripieno.measures.estimates import Costs
+from ripieno.measures.sets import SetGroup, SetRule
 from ripieno.measures.shift import Shift
 from ripieno.predictions import Predictions
 
@@ -27,6 +28,7 @@ PROBS = np.array(
         [[0.9, 0.05, 0.05], [0.4, 0.35, 0.25], [0.01, 0.98, 0.01], [0.2, 0.8, 0.0]],
     ]
 )
+SETS = SetRule("lac", None, 0.95, (SetGroup(None, 0.61, 200),))
 MASK = np.array([[True] * 3, [True] * 3, [True] * 3, [True, True, False]])
 
 
@@ -46,7 +48,7 @@ def certificate(kind: str = "confidence", threshold: float = 0.25, **fields: Any
     promise = Promise(0.05, 0.95, threshold, 200, 120, 1)
     listed = (Promise(0.08123, 0.95, threshold, 200, 120, 1), Promise(0.2, 0.95, math.inf, 200, 200, 20))
     rule = Rule("mi" if kind == "mi" else "confidence", 1.0)
-    given = Certificate(rule, 0.05, 0.95, 150, 200, promise, None, 0.01, listed, SetRule(0.95, 0.61, 200))
+    given = Certificate(rule, 0.05, 0.95, 150, 200, promise, None, 0.01, listed, SETS)
     return replace(given, **fields)
 
 

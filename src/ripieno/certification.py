@@ -18,6 +18,7 @@ from ripieno.experiment import evaluate
 from ripieno.measures import Costs
 from ripieno.measures import certificate as certificates
 from ripieno.measures.certificate import Certificate
+from ripieno.measures.sets import By, Score
 from ripieno.parquet import read_parquet
 from ripieno.predictions import Predictions, concatenate
 from ripieno.progress import Progress
@@ -33,6 +34,8 @@ def certify(
     confidence: float,
     *,
     costs: Costs | None = None,
+    score: Score = "lac",
+    by: By | None = None,
     data_dir: Path | None = None,
     progress: Progress | None = None,
 ) -> Certificate:
@@ -44,6 +47,7 @@ def certify(
         risk: at most this share of the answered wrong.
         confidence: of the promise.
         costs: of an error and of a hand-over.
+        score, by: of the prediction sets, as in `SetRule`.
         data_dir: a folder with originally released data files.
         progress: advanced by one a member and question.
 
@@ -59,6 +63,7 @@ def certify(
         "risk": risk,
         "confidence": confidence,
         "costs": [costs.error, costs.handover] if costs else None,
+        "sets": [score, by],
         "epoch": config.training.epochs,
     }
     kept = _kept(run, asked)
@@ -78,6 +83,7 @@ def certify(
     for role, p in answers.items():
         if not p.labelled.any():
             raise UserError(f"{run.path}: no question of data.{role} has an answer")
+    choices = _choices(run, by, questions)
     made = certificates.make(
         answers["validation"],
         answers.get("calibration", answers["validation"]),
@@ -85,6 +91,9 @@ def certify(
         risk=risk,
         confidence=confidence,
         costs=costs,
+        score=score,
+        by=by,
+        choices=choices,
     )
     content: dict[str, Any] = {
         "asked": asked,
@@ -116,11 +125,13 @@ def _kept(run: RunFolder, asked: Mapping[str, Any]) -> Certificate | None:
         return None
     was = recorded["asked"]
     if was != asked:
-        costs = "" if was["costs"] is None else " --cost-error {:g} --cost-handover {:g}".format(*was["costs"])
+        score, by = was["sets"]
+        asked_too = "" if was["costs"] is None else " --cost-error {:g} --cost-handover {:g}".format(*was["costs"])
+        asked_too += ("" if score == "lac" else f" --sets {score}") + ("" if by is None else f" --sets-by {by}")
         raise UserError(
             f"{run.path}: its certification questions were used on {recorded['made'][:10]}, and can be used once: to "
             "ask again until the answer pleases is no guarantee. All that they promise is said by "
-            f"`ripieno certify {run.path} --risk {was['risk']:g} --confidence {was['confidence']:g}{costs}`"
+            f"`ripieno certify {run.path} --risk {was['risk']:g} --confidence {was['confidence']:g}{asked_too}`"
         )
     return Certificate.from_json(recorded["certificate"])
 
@@ -130,6 +141,25 @@ def _answers(run: RunFolder, names: Sequence[str]) -> Predictions:
     parsed = map(DatasetName.parse, names)
     files = [run.predictions(name.folder, name.file, METHOD, run.config().training.epochs) for name in parsed]
     return concatenate([part for file in files for part in read_parquet(file)])
+
+
+def _choices(
+    run: RunFolder, by: By | None, certification: Mapping[DatasetName, Sequence[Question]]
+) -> dict[str, Sequence[str]]:
+    """Return the certification questions' choices by id.
+
+    Raises:
+        UserError: sets are asked for by what these questions do not have.
+    """
+    asked = [question for questions in certification.values() for question in questions]
+    if by == "label" and len({question.choices for question in asked}) > 1:
+        raise UserError(
+            f"{run.path}: --sets-by label is for questions that all have the same choices, and these do not; "
+            "leave it out, or give --sets-by subject"
+        )
+    if by == "subject" and not any(question.subject for question in asked):
+        raise UserError(f"{run.path}: --sets-by subject: no certification question has a subject")
+    return {question.id: question.choices for question in asked}
 
 
 def _check_disjoint(run: RunFolder, certification: Mapping[DatasetName, Sequence[Question]]) -> None:

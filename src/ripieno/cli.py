@@ -234,6 +234,14 @@ def certify(
     confidence: Annotated[float, typer.Option(help="How sure the promise is to hold.")] = 0.95,
     cost_error: CostError = None,
     cost_handover: CostHandover = None,
+    sets: Annotated[
+        Literal["lac", "aps"],
+        typer.Option(help="Prediction sets: lac, the smallest on average; aps, larger where the model is unsure."),
+    ] = "lac",
+    sets_by: Annotated[
+        Literal["subject", "label"] | None,
+        typer.Option(help="The rate for each subject, or for each label of a text,label file, from its own questions."),
+    ] = None,
     plan: Annotated[
         bool, typer.Option("--plan", help="Only say how many labelled questions a promise takes, by simulation.")
     ] = False,
@@ -265,7 +273,14 @@ def certify(
 
     with Progress(quiet=quiet) as progress:
         made = certification.certify(
-            _run(run), risk, confidence, costs=_costs(cost_error, cost_handover), data_dir=data_dir, progress=progress
+            _run(run),
+            risk,
+            confidence,
+            costs=_costs(cost_error, cost_handover),
+            score=sets,
+            by=sets_by,
+            data_dir=data_dir,
+            progress=progress,
         )
     if as_json:
         typer.echo(json.dumps(made.to_json(), allow_nan=False))

@@ -21,7 +21,6 @@ from ripieno.errors import EnvironmentFault, UserError
 from ripieno.features import Features, read_features
 from ripieno.measures.certificate import Certificate, Rule
 from ripieno.measures.certify import Promise, at_least, at_most
-from ripieno.measures.sets import lac_scores, prediction_sets
 from ripieno.measures.shift import FEWEST, Shift, compare
 from ripieno.measures.uncertainty import decompose, pool
 from ripieno.predictions import Predictions
@@ -99,10 +98,10 @@ def decide(
     if p is not None:
         probs = rule.probs(p)
         pooled, parts, uncertainty = pool(probs), decompose(probs), rule.uncertainties(p)
+        texts = {question.id: question.choices for question in questions}
         sets = None
         if certificate is not None:
-            sets = prediction_sets(lac_scores(pooled, p.mask), p.mask, certificate.sets.threshold)
-        texts = {question.id: question.choices for question in questions}
+            sets = certificate.sets.sets(p, pooled, [texts[question_id] for question_id in p.question_ids])
         for n, question_id in enumerate(p.question_ids):
             answer = int(pooled[n].argmax())
             answered, reason = _verdict(rule, promise, float(uncertainty[n]), float(pooled[n, answer]))

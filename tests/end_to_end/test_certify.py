@@ -88,7 +88,8 @@ def test_predict_keeps_the_promise(certified: Certified, tmp_path: Path, suffix:
     questions = read_questions(certified.asked)
     assert [row["id"] for row in found] == [question.id for question in questions]
     threshold = certified.certificate["promise"]["threshold"]
-    sets = certified.certificate["sets"]["threshold"]
+    [of_all] = certified.certificate["sets"]["groups"]
+    sets = of_all["threshold"]
     for row, question in zip(found, questions, strict=True):
         probs = row["probs"]
         assert len(probs) == len(question.choices)

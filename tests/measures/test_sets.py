@@ -3,11 +3,24 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
+from scipy.stats import kstest
 
-from ripieno.measures.sets import aps_scores, fewest_questions, lac_scores, prediction_sets, threshold
+from ripieno.measures.sets import (
+    By,
+    Score,
+    aps_scores,
+    fewest_questions,
+    find_sets,
+    lac_scores,
+    prediction_sets,
+    random_parts,
+    threshold,
+)
+from ripieno.predictions import Predictions
 
 SPLITS = 1000
 
@@ -69,3 +82,68 @@ def test_each_group_has_its_own_threshold() -> None:
     # What is too few to say holds every choice there is, and none that is not.
     absent = np.array([[True, False], [True, True]])
     assert prediction_sets(np.where(absent, scores, math.inf), absent, math.inf).tolist() == absent.tolist()
+
+
+LABELS = ("red", "green", "blue")
+N = 60
+
+
+def answers(rng: np.random.Generator, count: int) -> tuple[Predictions, np.ndarray]:
+    """Return answers to questions of two subjects and three labels, some of which are hard, and their probabilities."""
+    targets = rng.choice(3, size=count, p=[0.6, 0.3, 0.1])
+    subjects = tuple(rng.choice(["easy", "hard"], size=count))
+    hard = np.array([0.7 if subject == "hard" else 0.1 for subject in subjects]) + 0.2 * targets
+    scores = rng.normal(size=(count, 3)) * hard[:, None] + np.eye(3)[targets]
+    probs = np.exp(3 * scores) / np.exp(3 * scores).sum(axis=1, keepdims=True)
+    ids = tuple(str(x) for x in rng.integers(1 << 62, size=count))
+    mask = np.ones((count, 3), bool)
+    return Predictions(np.log(probs)[None], mask, ids, targets, (0,), subjects=subjects), probs
+
+
+@pytest.mark.parametrize("score", ["lac", "aps"])
+@pytest.mark.parametrize("by", [None, "subject", "label"])
+def test_each_group_is_covered_as_often_as_it_says(score: Score, by: By | None) -> None:
+    rng = np.random.default_rng(1)
+    level, covered = 0.8, {}
+    for _ in range(SPLITS):
+        (p, probs), (new, probs_new) = answers(rng, N), answers(rng, 40)
+        rule = find_sets(p, probs, level, score, by, [LABELS] * N)
+        assert sum(group.questions for group in rule.groups) == N
+        held = rule.sets(new, probs_new, [LABELS] * 40)[np.arange(40), new.targets]
+        names = [LABELS[target] for target in new.targets] if by == "label" else new.subjects
+        for name in set(names) if by else {None}:
+            covered.setdefault(name, []).append(held[[by is None or own == name for own in names]].mean())
+    assert set(covered) == {None: {None}, "subject": {"easy", "hard"}, "label": set(LABELS)}[by]
+    for shares in covered.values():
+        assert np.mean(shares) >= level - 3 * np.std(shares, ddof=1) / math.sqrt(len(shares))
+
+
+def test_one_rate_for_all_does_not_cover_the_hard_ones() -> None:
+    # What the grouped sets are for; were both kinds as easy, the test above could not fail.
+    rng = np.random.default_rng(2)
+    covered = []
+    for _ in range(SPLITS):
+        (p, probs), (new, probs_new) = answers(rng, N), answers(rng, 40)
+        rule = find_sets(p, probs, 0.8, "lac", None, [LABELS] * N)
+        held = rule.sets(new, probs_new, [LABELS] * 40)[np.arange(40), new.targets]
+        covered.append(held[[subject == "hard" for subject in new.subjects]].mean())
+    assert np.mean(covered) < 0.8 - 3 * np.std(covered, ddof=1) / math.sqrt(SPLITS)
+
+
+def test_what_was_not_certified_has_every_choice_in_its_set() -> None:
+    (p, probs) = answers(np.random.default_rng(3), N)
+    by_subject = find_sets(p, probs, 0.8, "lac", "subject", [LABELS] * N)
+    other = Predictions(p.log_probs[:, :2], p.mask[:2], p.question_ids[:2], p.targets[:2], (0,), subjects=("new", None))
+    assert by_subject.sets(other, probs[:2], [LABELS] * 2).all()
+    by_label = find_sets(p, probs, 0.8, "lac", "label", [LABELS] * N)
+    assert by_label.sets(other, probs[:2], [("violet", "grey", "pink")] * 2).all()
+    # A label is known by its name, wherever it stands.
+    turned = replace(other, log_probs=other.log_probs[..., ::-1])
+    there = by_label.sets(other, probs[:2], [LABELS] * 2)
+    assert by_label.sets(turned, probs[:2, ::-1], [LABELS[::-1]] * 2)[:, ::-1].tolist() == there.tolist()
+
+
+def test_random_parts_are_uniform_and_a_questions_own() -> None:
+    parts = random_parts([f"q{n}" for n in range(4000)])
+    assert parts[7] == random_parts(["q7"])[0]
+    assert kstest(parts, "uniform").pvalue > 0.001

@@ -7,6 +7,7 @@ questions are asked one thing alone: how many of the answers are wrong at those 
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
@@ -16,7 +17,7 @@ from ripieno.measures.bootstrap import interval
 from ripieno.measures.certify import Promise, certify, even_ladder, fewest_answered, labels_needed, ladder, promises
 from ripieno.measures.estimates import Costs
 from ripieno.measures.selective import aurc, cheapest_threshold
-from ripieno.measures.sets import lac_scores, threshold
+from ripieno.measures.sets import By, Score, SetGroup, SetRule, find_sets
 from ripieno.measures.temperature import apply_temperature, fit_temperature
 from ripieno.measures.uncertainty import Floats, decompose, pool
 from ripieno.predictions import Predictions
@@ -77,21 +78,6 @@ class Saving:
 
 
 @dataclass(frozen=True, slots=True)
-class SetRule:
-    """Prediction sets (LAC): a choice is in where 1 less its pooled probability is at most `threshold`.
-
-    Args:
-        level: how often the right choice is in the set, at least, over all questions like the certified ones.
-        threshold: inf where there are too few questions: every choice is in.
-        questions: n, that it was found on.
-    """
-
-    level: float
-    threshold: float
-    questions: int
-
-
-@dataclass(frozen=True, slots=True)
 class Certificate:
     """What was promised, and all that is needed to keep it.
 
@@ -142,11 +128,14 @@ class Certificate:
         def promise(given: dict[str, Any]) -> Promise:
             return Promise(**{**given, "threshold": _or_inf(given["threshold"])})
 
+        def group(given: dict[str, Any]) -> SetGroup:
+            return SetGroup(**{**given, "threshold": _or_inf(given["threshold"])})
+
         return cls(
             rule=Rule(**content["rule"]),
             promise=promise(content["promise"]) if content["promise"] else None,
             listed=tuple(map(promise, content["listed"])),
-            sets=SetRule(**{**content["sets"], "threshold": _or_inf(content["sets"]["threshold"])}),
+            sets=SetRule(**{**content["sets"], "groups": tuple(map(group, content["sets"]["groups"]))}),
             saving=Saving(**{**content["saving"], "threshold": _or_inf(content["saving"]["threshold"])})
             if content["saving"]
             else None,
@@ -175,6 +164,9 @@ def make(
     risk: float,
     confidence: float,
     costs: Costs | None = None,
+    score: Score = "lac",
+    by: By | None = None,
+    choices: Mapping[str, Sequence[str]] | None = None,
 ) -> Certificate:
     """Certify a risk.
 
@@ -183,6 +175,8 @@ def make(
             left out.
         risk, confidence: at most `risk` of the answered wrong, with this confidence.
         costs: of an error and of a hand-over.
+        score, by: of the prediction sets, as in `SetRule`.
+        choices: of each certification question by its id, which sets by label need.
 
     Raises:
         ValueError: a role has no question with a known answer, or a share is not between 0 and 1.
@@ -193,8 +187,7 @@ def make(
     new = rule.uncertainties(certification), rule.wrong(certification)
     N = len(new[0])
     promise = certify(*new, ladder(*known, risk, confidence, N), risk, confidence)
-    scores = lac_scores(pool(rule.probs(certification)), certification.mask)
-    of_right = scores[np.arange(N), certification.targets]
+    of_each = [(choices or {}).get(question_id, ()) for question_id in certification.question_ids]
     return Certificate(
         rule=rule,
         asked_risk=risk,
@@ -205,7 +198,7 @@ def make(
         labels_needed=None if promise else labels_needed(*known, risk, confidence),
         lowest_rate=float(min(known[1][known[0] <= t].mean() for t in even_ladder(known[0]))),
         listed=tuple(promises(*new, even_ladder(known[0]), confidence)),
-        sets=SetRule(confidence, threshold(of_right, confidence), N),
+        sets=find_sets(certification, pool(rule.probs(certification)), confidence, score, by, of_each),
         saving=_saving(known, new, costs) if costs else None,
     )
 

@@ -3,8 +3,9 @@
     P(the right choice is in the set) >= 1 - a,
 
 over draws of the certification questions *and* of a new one like them. It is a rate over all questions: a hard
-question's set may miss far more often than an easy one's, and no set's own chance is known. `threshold` for a group of
-its own (a subject, a label) gives each group the rate, from its own questions alone.
+question's set may miss far more often than an easy one's, and no set's own chance is known. Groups (subjects, labels)
+may have the rate each, from their own questions alone (Vovk 2012, arXiv:1209.2673); a group of few questions then has
+large sets.
 
 Scores are [N, K], the higher the less a choice fits, inf where a choice is absent. Vovk, Gammerman and Shafer 2005;
 Angelopoulos and Bates 2021 (arXiv:2107.07511).
@@ -12,12 +13,20 @@ Angelopoulos and Bates 2021 (arXiv:2107.07511).
 
 from __future__ import annotations
 
+import hashlib
 import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ripieno.measures.uncertainty import Floats
+from ripieno.predictions import Predictions
+
+Score = Literal["lac", "aps"]
+By = Literal["subject", "label"]
 
 # Far below 1 / (n + 1) and far above a product's rounding: (99 + 1) * 0.9 is 90 questions, not 91.
 _ROUNDING = 1e-9
@@ -105,3 +114,99 @@ def prediction_sets(scores: Floats, mask: NDArray[np.bool_], thresholds: float |
     if of_choices.ndim == 1:
         of_choices = of_choices[:, None]
     return mask & (scores <= of_choices)
+
+
+# ---- a rule, found once and kept ------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class SetGroup:
+    """Questions (or, by label, choices) with a rate of their own.
+
+    Args:
+        name: a subject or a label; None for all questions.
+        threshold: a choice is in where its score is at most this; inf where there are too few questions.
+        questions: n, that it was found on.
+    """
+
+    name: str | None
+    threshold: float
+    questions: int
+
+
+@dataclass(frozen=True, slots=True)
+class SetRule:
+    """Which choices are in a prediction set.
+
+    Args:
+        score: `lac` or `aps`.
+        by: what has a rate of its own: each subject, each label (of questions that all have the same choices), or None:
+            all questions have one.
+        level: how often the right choice is in the set, at least, over all questions like the certified ones.
+        groups: the one group of all, or one a subject or label.
+    """
+
+    score: Score
+    by: By | None
+    level: float
+    groups: tuple[SetGroup, ...]
+
+    def sets(self, p: Predictions, pooled: Floats, choices: Sequence[Sequence[str]]) -> NDArray[np.bool_]:
+        """Return [N, K], which choices are in the sets; all are, of a subject or label that was not certified.
+
+        Args:
+            p: N questions.
+            pooled: [N, K], what was predicted.
+            choices: N questions' choices.
+        """
+        thresholds = {group.name: group.threshold for group in self.groups}
+        if self.by == "label":
+            of = np.full(p.mask.shape, math.inf)
+            for n, texts in enumerate(choices):
+                of[n, : len(texts)] = [thresholds.get(text, math.inf) for text in texts]
+        else:
+            of = np.array([thresholds.get(name, math.inf) for name in _names(p, self.by, choices)])
+        return prediction_sets(_scores(self.score, p, pooled), p.mask, of)
+
+
+def find_sets(
+    p: Predictions, pooled: Floats, level: float, score: Score, by: By | None, choices: Sequence[Sequence[str]]
+) -> SetRule:
+    """Find the thresholds of prediction sets.
+
+    Args:
+        p: N certification questions, each right choice known.
+        pooled: [N, K], what was predicted.
+        level: 1 - a.
+        score, by: as in `SetRule`.
+        choices: N questions' choices, which `label` needs.
+    """
+    of_right = _scores(score, p, pooled)[np.arange(len(p.targets)), p.targets]
+    names = np.array(_names(p, by, choices), dtype=object)
+    groups = []
+    for name in sorted(set(names), key=lambda name: name or "") if by else (None,):
+        own = of_right[names == name]
+        groups.append(SetGroup(name, threshold(own, level), len(own)))
+    return SetRule(score, by, level, tuple(groups))
+
+
+def random_parts(question_ids: Sequence[str]) -> Floats:
+    """Return [N], in [0, 1): a question's own u of `aps_scores`, so that asking again gives the same set again.
+
+    A hash of the id: it knows nothing of the question's answer, nor of the model's.
+    """
+    bits = [int.from_bytes(hashlib.sha256(f"aps {name}".encode()).digest()[:8], "big") >> 11 for name in question_ids]
+    return np.array(bits, dtype=np.float64) / 2**53
+
+
+def _scores(score: Score, p: Predictions, pooled: Floats) -> Floats:
+    if score == "lac":
+        return lac_scores(pooled, p.mask)
+    return aps_scores(pooled, p.mask, random_parts(p.question_ids))
+
+
+def _names(p: Predictions, by: By | None, choices: Sequence[Sequence[str]]) -> list[str | None]:
+    """Return each question's group: its subject, or its right choice (known where thresholds are found)."""
+    if by == "label":
+        return [texts[target] for texts, target in zip(choices, p.targets, strict=True)]
+    return list(p.subjects) if by == "subject" and p.subjects else [None] * len(p.targets)

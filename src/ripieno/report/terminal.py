@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 
 from ripieno.measures.certificate import WORDS, Certificate, refusal
 from ripieno.measures.certify import Plan, at_least, at_most
-from ripieno.measures.sets import fewest_questions
+from ripieno.measures.sets import SetGroup, SetRule, fewest_questions
 from ripieno.measures.table import Analysis, Comparison, Row
 
 FEW = ("accuracy", "nll", "ece")  # what a reader wants first
@@ -177,16 +177,7 @@ def certified(certificate: Certificate) -> Iterator[str]:
             yield f"  at most {at_most(listed.risk)} wrong: answers {listed.coverage:.0%} ({where})"
     else:
         yield "No other risk can be promised from these questions either."
-    sets = certificate.sets
-    if sets.threshold == math.inf:
-        fewest = fewest_questions(sets.level)
-        yield f"Prediction sets: {at_least(sets.level)} takes {fewest} questions, so every choice is in every set."
-    else:
-        yield (
-            f"Prediction sets: choices of at least {1 - sets.threshold:.3f} hold the right one for "
-            f"{at_least(sets.level)} of such questions on average ({sets.questions:,} questions); that is no single "
-            "question's own rate."
-        )
+    yield from _sets(certificate.sets)
     if (saving := certificate.saving) is not None:
         where = _where(what, saving.threshold)
         yield (
@@ -194,6 +185,33 @@ def certified(certificate: Certificate) -> Iterator[str]:
             f"({saving.answered:.0%}). That costs {saving.cost:.3g} a question, {saving.saving:.3g} "
             f"[{saving.low:.3g}, {saving.high:.3g}] less than the better of answering all and none."
         )
+
+
+def _sets(rule: SetRule) -> Iterator[str]:
+    level, fewest = at_least(rule.level), fewest_questions(rule.level)
+    if rule.by is None:
+        [group] = rule.groups
+        if group.threshold == math.inf:
+            yield f"Prediction sets: {level} takes {fewest} questions, so every choice is in every set."
+            return
+        yield (
+            f"Prediction sets: {_members(rule, group)} hold the right one for {level} of such questions on average "
+            f"({group.questions:,} questions); that is no single question's own rate."
+        )
+        return
+    yield (
+        f"Prediction sets: they hold the right choice for {level} of each {rule.by}'s questions on average (a "
+        f"{rule.by} of fewer than {fewest} questions, or of none, has every choice in its sets):"
+    )
+    for group in sorted(rule.groups, key=lambda group: -group.questions):
+        which = "every choice" if group.threshold == math.inf else _members(rule, group)
+        yield f"  {group.name or '(no subject)'}: {group.questions:,} questions; {which}"
+
+
+def _members(rule: SetRule, group: SetGroup) -> str:
+    if rule.score == "lac":
+        return f"choices of at least {1 - group.threshold:.3f}"
+    return f"the likeliest choices up to {group.threshold:.3f} in all (the last one of them by lot)"
 
 
 def planned(plans: Sequence[Plan], risk: float, confidence: float) -> Iterator[str]:
