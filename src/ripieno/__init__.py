@@ -1,15 +1,15 @@
 """Fine-tune an ensemble of LoRA adapters of one language model, and act on its uncertainty.
 
-`Ensemble` and `train` need torch, and load it when they are first used; `measures` never does.
+`Ensemble` and `train` need torch; `measures` never does. Each is loaded when it is first used.
 """
 
 from __future__ import annotations
 
+import importlib
 from typing import TYPE_CHECKING, Any
 
-from ripieno import measures
-
 if TYPE_CHECKING:
+    from ripieno import measures
     from ripieno.ensemble import Ensemble
     from ripieno.experiment import train
 
@@ -25,4 +25,6 @@ def __getattr__(name: str) -> Any:
         from ripieno.experiment import train
 
         return train
+    if name == "measures":
+        return importlib.import_module("ripieno.measures")
     raise AttributeError(f"module 'ripieno' has no attribute {name!r}")

@@ -104,7 +104,9 @@ def train(
 @app.command("import")
 def import_(
     config: Annotated[Path, typer.Argument(metavar="CONFIG.yaml", help="How they are asked, and which questions.")],
-    adapters: Annotated[list[Path], typer.Argument(metavar="ADAPTER ...", help="PEFT folders, a member each.")],
+    adapters: Annotated[
+        list[str], typer.Argument(metavar="ADAPTER ...", help="PEFT folders or hub ids, a member each.")
+    ],
     run: Annotated[Path | None, typer.Option(help="The run folder; runs/NAME by default.")] = None,
     data_dir: DataDir = None,
 ) -> None:

@@ -19,7 +19,7 @@ from ripieno.decisions import Certified, Decision
 from ripieno.errors import EnvironmentFault, UserError
 from ripieno.measures.shift import FEWEST, Shift
 from ripieno.model import backbone as backbones
-from ripieno.model.adapters import AdapterStack, read_base_name, read_peft_config
+from ripieno.model.adapters import AdapterStack, locate, read_base_name, read_peft_config
 from ripieno.model.backbone import Backbone
 from ripieno.model.features import read_prompts
 from ripieno.model.prediction import Asked, predict
@@ -64,7 +64,8 @@ class Ensemble:
         """Load a run's ensemble, or one from PEFT folders.
 
         Args:
-            source: a run folder, or the PEFT folders of M adapters of one base.
+            source: a run folder, or M adapters of one base: PEFT folders, or their ids on the Hugging Face hub
+                (ORGANISATION/NAME, ORGANISATION/NAME/FOLDER).
             epoch: of a run; the last one by default, 0 for the base alone.
             prompt: for PEFT folders, which do not say how their questions were put; the default prompt where None.
 
@@ -73,7 +74,7 @@ class Ensemble:
         """
         if isinstance(source, str | Path):
             return cls._of_run(RunFolder(Path(source)), epoch)
-        folders = [Path(folder) for folder in source]
+        folders = [locate(folder) for folder in source]
         if not folders:
             raise UserError("Ensemble.load: give one adapter folder at least")
         names = {read_base_name(folder) for folder in folders}

@@ -11,13 +11,13 @@ from ripieno.ensemble import device_of
 from ripieno.errors import UserError
 from ripieno.experiment import assemble, assign_roles, resolve, start_run
 from ripieno.model import backbone as backbones
-from ripieno.model.adapters import read_base_name, read_peft_config
+from ripieno.model.adapters import locate, read_base_name, read_peft_config
 from ripieno.runs import RunFolder
 
 
 def import_adapters(
     config: Config | Path | str,
-    folders: Sequence[Path],
+    sources: Sequence[str | Path],
     path: Path | None = None,
     *,
     data_dir: Path | None = None,
@@ -28,7 +28,7 @@ def import_adapters(
         config: an experiment, or the YAML file of one: its base, prompt and questions count. What `adapter` says comes
             from the folders; `training.members` is how many there are, `training.epochs` 1. `data.train` names what
             they were trained on, as far as it is at hand: no other role may ask any of it.
-        folders: one a member.
+        sources: one a member: PEFT folders, or ids on the Hugging Face hub, as `Ensemble.load` takes them.
         path: the run folder, runs/NAME by default.
         data_dir: a folder with originally released data files.
 
@@ -39,6 +39,7 @@ def import_adapters(
     """
     config = config if isinstance(config, Config) else configs.load(config)
     run = RunFolder(Path(path or f"runs/{config.name}"))
+    folders = [locate(source) for source in sources]
     for folder in folders:
         if (name := read_base_name(folder)) != config.base.model:
             raise UserError(

@@ -68,4 +68,4 @@ def test_adapters_that_do_not_fit_are_refused(base: Path, tmp_path: Path) -> Non
     assert done.code == 2
     assert "questions that the adapters were trained on are in data.test too" in done.err
     done = ripieno("import", config, tmp_path / "nowhere", "--run", tmp_path / "new")
-    assert (done.code, "missing or damaged" in done.err) == (1, True)
+    assert (done.code, "nowhere: no folder, and no hub id" in done.err) == (2, True)

@@ -21,7 +21,9 @@ from transformers.pytorch_utils import Conv1D
 
 from ripieno.config import Adapter
 from ripieno.errors import EnvironmentFault, UserError
+from ripieno.model.hub import snapshot
 
+ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors")
 FUSED_ATTENTION = ("query_key_value", "qkv_proj", "c_attn", "Wqkv", "in_proj")
 PEFT_PREFIX = "base_model.model."
 NOT_PLAIN = ("use_dora", "alora_invocation_tokens", "rank_pattern", "alpha_pattern", "modules_to_save")
@@ -314,6 +316,29 @@ def read_peft_config(folder: Path) -> Adapter:
         dropout=content.get("lora_dropout", 0.0),
         rslora=content.get("use_rslora", False),
     )
+
+
+def locate(source: str | Path) -> Path:
+    """Return the PEFT folder of an adapter: a folder here, or one of the hub.
+
+    Args:
+        source: a folder, ORGANISATION/NAME, or ORGANISATION/NAME/FOLDER for an adapter in a repository of several.
+
+    Raises:
+        UserError: it is neither, or the hub cannot be reached.
+        EnvironmentFault: the folder holds no adapter.
+    """
+    folder = Path(source).expanduser()
+    parts = folder.parts
+    if not folder.is_dir():
+        if folder.is_absolute() or len(parts) not in (2, 3):
+            raise UserError(f"{source}: no folder, and no hub id (ORGANISATION/NAME or ORGANISATION/NAME/FOLDER)")
+        inside = Path(*parts[2:])
+        files = [(inside / name).as_posix() for name in ADAPTER_FILES]
+        folder = snapshot(str(source), "/".join(parts[:2]), files) / inside
+    if not (folder / ADAPTER_FILES[0]).is_file():
+        raise EnvironmentFault(f"{source}: holds no {ADAPTER_FILES[0]}, so it is no PEFT folder")
+    return folder
 
 
 def read_base_name(folder: Path) -> str:

