@@ -338,15 +338,28 @@ def predict(
 def export(
     run: Run,
     output: Annotated[Path, typer.Option(help="A new folder.")],
-    rank: Annotated[int | None, typer.Option(min=1, help="Cut the mean member to this rank.")] = None,
+    rank: Annotated[
+        int | None, typer.Option(min=1, help="Cut the mean member to this rank, and measure what that loses.")
+    ] = None,
+    data_dir: DataDir = None,
+    quiet: Quiet = False,
 ) -> None:
     """Write the members, and their mean as one adapter, as PEFT folders with model cards."""
     from ripieno import exporting
+    from ripieno.progress import Progress
 
-    made = exporting.export(_run(run), output, rank)
+    with Progress(quiet=quiet) as progress:
+        made = exporting.export(_run(run), output, rank, data_dir=data_dir, progress=progress)
     typer.echo(f"{len(made.members)} members: {output}/member-*")
-    off = "exact" if made.error is None else f"off by {made.error:.1%} of the updates' norm"
+    lost = made.lost
+    off = "exact" if lost is None else f"off by {lost.error:.1%} of the updates' norm"
     typer.echo(f"Their mean, as one adapter ({off}): {made.mean}")
+    if lost is not None:
+        typer.echo(
+            f"On {lost.questions:,} test questions the cut one has accuracy {lost.accuracy:.3f} "
+            f"({lost.more_accuracy:+.3f} against the exact mean) and NLL {lost.nll:.3f} "
+            f"({lost.more_nll:+.4f} [{lost.low:+.4f}, {lost.high:+.4f}])."
+        )
 
 
 @app.command()

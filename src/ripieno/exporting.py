@@ -9,14 +9,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import safetensors.torch
 import torch
 from torch import Tensor
 
 from ripieno.config import Config
-from ripieno.ensemble import require_adapter
+from ripieno.data.splits import DatasetName
+from ripieno.ensemble import load_base, questions_of, require_adapter
 from ripieno.errors import EnvironmentFault, UserError
+from ripieno.experiment import assemble
+from ripieno.measures.bootstrap import paired_interval
 from ripieno.measures.table import Analysis, Row
+from ripieno.predictions import concatenate
+from ripieno.progress import Progress
 from ripieno.report.run import read_analysis
 from ripieno.runs import METHOD, RunFolder, adapter_epochs
 
@@ -25,21 +31,50 @@ Tensors = dict[str, Tensor]
 
 
 @dataclass(frozen=True)
+class Lost:
+    """How far a mean member that was cut to a rank is from the exact one.
+
+    Args:
+        error: ||mean - cut||_F / ||mean||_F over all layers' updates.
+        questions: of the test sets, those with an answer.
+        nll, accuracy: of the cut one on them.
+        more_nll, low, high: its NLL (nats) less the exact one's, with the paired 95% interval over questions.
+        more_accuracy: its accuracy less the exact one's.
+    """
+
+    error: float
+    questions: int
+    nll: float
+    accuracy: float
+    more_nll: float
+    low: float
+    high: float
+    more_accuracy: float
+
+
+@dataclass(frozen=True)
 class Exported:
-    """Folders that were written, and how far a mean that was cut to a rank is from the exact one.
+    """Folders that were written.
 
     Args:
         members: a folder a member.
         mean: the mean member's folder.
-        error: ||mean - cut||_F / ||mean||_F over all layers' updates; None where nothing was cut.
+        lost: what the mean lost when it was cut to a rank; None where it was not.
     """
 
     members: tuple[Path, ...]
     mean: Path
-    error: float | None
+    lost: Lost | None
 
 
-def export(run: RunFolder, output: Path, rank: int | None = None) -> Exported:
+def export(
+    run: RunFolder,
+    output: Path,
+    rank: int | None = None,
+    *,
+    data_dir: Path | None = None,
+    progress: Progress | None = None,
+) -> Exported:
     """Write the members of a run's last epoch and their mean, each a PEFT folder with a model card.
 
     The mean member's update is the mean of the members': scale / M * sum_m B_m A_m, which is one adapter of rank M r
@@ -51,7 +86,9 @@ def export(run: RunFolder, output: Path, rank: int | None = None) -> Exported:
         run: a trained run.
         output: a new or empty folder.
         rank: cut the mean to this rank, by the singular values of each layer's update: the closest there is
-            (Eckart and Young 1936).
+            (Eckart and Young 1936). Both means are then asked the test questions.
+        data_dir: a folder with originally released data files.
+        progress: advanced by two a test question, of a mean that is cut.
 
     Raises:
         UserError: the folder holds something, no member is left, or the rank is none.
@@ -74,16 +111,17 @@ def export(run: RunFolder, output: Path, rank: int | None = None) -> Exported:
     for (member, at), weights in zip(epochs.items(), tensors, strict=True):
         card = _card(run, config, f"member {member}, epoch {at}", _rows(analysis, config, member), peft)
         made[f"member-{member:03d}"] = (peft, weights, card)
-    mean, error = mean_member(tensors, config.adapter.scale), None
+    mean, lost = mean_member(tensors, config.adapter.scale), None
     if rank is not None:
-        mean, error = cut(mean, rank)
+        exact, (mean, error) = mean, cut(mean, rank)
+        lost = _lost(run, config, exact, mean, error, data_dir, progress)
     about = f"the mean of {len(epochs)} members' updates" + ("" if rank is None else f", cut to rank {rank}")
     [width] = {weight.shape[0] for name, weight in mean.items() if name.endswith("lora_A.weight")}
     # The scale is in the weights: alpha / r is 1.
     plain = peft | {"r": width, "lora_alpha": width, "use_rslora": False, "lora_dropout": 0.0}
-    made["mean"] = (plain, mean, _card(run, config, about, [], plain, error))
+    made["mean"] = (plain, mean, _card(run, config, about, [], plain, lost))
     _write(output, made)
-    return Exported(tuple(output / name for name in made if name != "mean"), output / "mean", error)
+    return Exported(tuple(output / name for name in made if name != "mean"), output / "mean", lost)
 
 
 def mean_member(tensors: Sequence[Tensors], scale: float) -> Tensors:
@@ -114,6 +152,54 @@ def cut(tensors: Tensors, rank: int) -> tuple[Tensors, float]:
         lost += float((S[rank:] ** 2).sum())
         whole += float((S**2).sum())
     return found, (lost / whole) ** 0.5 if whole else 0.0
+
+
+def _lost(
+    run: RunFolder,
+    config: Config,
+    exact: Tensors,
+    mean: Tensors,
+    error: float,
+    data_dir: Path | None,
+    progress: Progress | None,
+) -> Lost:
+    """Ask the exact mean and the cut one the test questions.
+
+    Raises:
+        UserError: no test question has an answer.
+    """
+    names = map(DatasetName.parse, dict.fromkeys(config.data.test))
+    sets = [[q for q in questions_of(run, config, name, data_dir) if q.answer is not None] for name in names]
+    if not any(sets):
+        raise UserError(f"{run.path}: data.test has no question with an answer, to measure what a cut loses")
+    [width] = {weight.shape[0] for name, weight in exact.items() if name.endswith("lora_A.weight")}
+    # Two members of one stack: the cut one's missing ranks are zero. The scale is in the weights.
+    adapter = config.adapter.model_copy(update={"rank": width, "alpha": float(width), "rslora": False, "dropout": 0.0})
+    backbone = load_base(run, config.base, config.compute)
+    both = assemble(config.model_copy(update={"adapter": adapter}), backbone, (0, 1), data_dir)
+    for position, weights in enumerate((exact, mean)):
+        both.stack.load(position, {name: _padded(name, weight, width) for name, weight in weights.items()}, "the mean")
+    p = concatenate([both.predict(questions, progress) for questions in sets if questions])
+    right = np.take_along_axis(p.log_probs, p.targets[None, :, None], axis=2)[..., 0]
+    correct = p.log_probs.argmax(axis=2) == p.targets
+    low, high = paired_interval(-right[1], -right[0])
+    return Lost(
+        error=error,
+        questions=len(p.targets),
+        nll=float(-right[1].mean()),
+        accuracy=float(correct[1].mean()),
+        more_nll=float((right[0] - right[1]).mean()),
+        low=low,
+        high=high,
+        more_accuracy=float(correct[1].mean() - correct[0].mean()),
+    )
+
+
+def _padded(name: str, weight: Tensor, rank: int) -> Tensor:
+    """Return an adapter's factor with zeros up to a rank."""
+    if name.endswith("lora_A.weight"):
+        return torch.cat([weight, weight.new_zeros(rank - weight.shape[0], weight.shape[1])])
+    return torch.cat([weight, weight.new_zeros(weight.shape[0], rank - weight.shape[1])], dim=1)
 
 
 def _write(output: Path, made: Mapping[str, tuple[Mapping[str, Any], Tensors, str]]) -> None:
@@ -153,7 +239,7 @@ def _card(
     about: str,
     rows: Sequence[Row],
     peft: Mapping[str, Any],
-    error: float | None = None,
+    lost: Lost | None = None,
 ) -> str:
     data, prompt = config.data, config.prompt
     scoring = f"template `{prompt.template}`, scores normalised by `{prompt.normalisation}`"
@@ -177,7 +263,14 @@ def _card(
         "## Measured",
         "",
     ]
-    if rows:
+    if lost is not None:
+        lines += [
+            f"On the {lost.questions:,} test questions: accuracy {lost.accuracy:.3f}, NLL {lost.nll:.3f} nats a "
+            f"question. Against the exact mean that is {lost.more_accuracy:+.3f} in accuracy and {lost.more_nll:+.4f} "
+            f"[{lost.low:+.4f}, {lost.high:+.4f}] in NLL (95% interval). Its updates differ from the exact mean's by "
+            f"{lost.error:.1%} (relative Frobenius norm)."
+        ]
+    elif rows:
         lines += ["| questions | measure | value | 95% interval | n |", "|---|---|---:|---|---:|"]
         for row in rows:
             name = f"{row.dataset}/{row.split}" if row.split else row.dataset
@@ -186,8 +279,6 @@ def _card(
             lines.append(f"| {name} | {row.measure} | {value} | {ends} | {row.n} |")
     else:
         lines.append("Nothing: these very weights were not evaluated. `ripieno evaluate` and `report` measure members.")
-    if error is not None:
-        lines += ["", f"Its updates differ from the exact mean's by {error:.1%} (relative Frobenius norm)."]
     lines += [
         "",
         "## Use and limits",

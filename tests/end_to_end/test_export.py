@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 import safetensors.torch
 import torch
@@ -12,6 +13,8 @@ from commands import ripieno, rows, works, write_config, write_rows
 from peft import PeftModel
 from transformers import AutoModelForCausalLM
 
+from ripieno import Ensemble
+from ripieno.data.question import read_questions
 from ripieno.exporting import cut, mean_member
 
 pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")  # PEFT's own
@@ -77,6 +80,19 @@ def test_a_cut_is_the_closest_of_its_rank(run: Path, tmp_path: Path) -> None:
     error = (lost / whole) ** 0.5
     assert f"(off by {error:.1%} of the updates' norm)" in said
     assert f"differ from the exact mean's by {error:.1%}" in (tmp_path / "out/mean/README.md").read_text()
+    # What it says of both means is what they answer as adapters of their own.
+    works("export", run, "--output", tmp_path / "exact")
+    both = [Ensemble.load([tmp_path / name / "mean"]) for name in ("exact", "out")]
+    questions = read_questions(run.parent / "test.jsonl")
+    answers = [ensemble.predict(questions) for ensemble in both]
+    nll = [-np.take_along_axis(p.log_probs[0], p.targets[:, None], axis=1).mean() for p in answers]
+    accuracy = [(p.log_probs[0].argmax(axis=1) == p.targets).mean() for p in answers]
+    assert nll[1] != pytest.approx(nll[0], abs=1e-3)
+    assert (
+        f"On 8 test questions the cut one has accuracy {accuracy[1]:.3f} ({accuracy[1] - accuracy[0]:+.3f} against the "
+        f"exact mean) and NLL {nll[1]:.3f} ({nll[1] - nll[0]:+.4f} [" in said
+    )
+    assert f"accuracy {accuracy[1]:.3f}, NLL {nll[1]:.3f}" in (tmp_path / "out/mean/README.md").read_text()
     again, none = cut(mean, 6)  # its whole rank: nothing is lost
     assert none < 1e-7
     assert updates(again, 1.0).keys() == exact.keys()

@@ -276,17 +276,25 @@ class AdapterStack:
             tensors = safetensors.torch.load_file(folder / "adapter_model.safetensors")
         except (OSError, safetensors.SafetensorError) as error:
             raise EnvironmentFault(f"{folder}/adapter_model.safetensors: missing or damaged ({error})") from error
+        self.load(position, tensors, str(folder))
+
+    def load(self, position: int, tensors: Mapping[str, Tensor], source: str) -> None:
+        """Take a member's weights, named as PEFT names them; `source` names them in errors.
+
+        Raises:
+            UserError: its layers, or their shapes, are not this stack's.
+        """
         expected = {f"{PEFT_PREFIX}{name}.lora_{side}.weight" for name in self.layers for side in "AB"}
         if expected != set(tensors):
             odd = sorted(expected ^ set(tensors))[0]
-            raise UserError(f"{folder}: its layers are not those of the other members or of this base ({odd})")
+            raise UserError(f"{source}: its layers are not those of the other members or of this base ({odd})")
         with torch.no_grad():
             for name, layer in self.layers.items():
                 for side, target in (("A", layer.A[position]), ("B", layer.B[position])):
                     weight = tensors[f"{PEFT_PREFIX}{name}.lora_{side}.weight"]
                     if weight.shape != target.shape:
                         raise UserError(
-                            f"{folder}: {name} is {tuple(weight.shape)} there, {tuple(target.shape)} here; "
+                            f"{source}: {name} is {tuple(weight.shape)} there, {tuple(target.shape)} here; "
                             "the adapter was trained on another base"
                         )
                     target.copy_(weight)
