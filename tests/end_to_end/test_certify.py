@@ -71,6 +71,18 @@ def test_the_certification_questions_are_used_once(certified: Certified) -> None
     assert (certified.path / "certificate.json").read_bytes() == before
 
 
+def test_the_report_has_the_promise(certified: Certified) -> None:
+    works("evaluate", certified.path)
+    works("report", certified.path)
+    page = (certified.path / "report/index.html").read_text()
+    assert "<h2>What is promised?</h2>" in page
+    assert "At most 90% wrong among the answered, at 90% confidence" in page
+    # The test questions had no part in it; the certification questions are no set of the page.
+    assert (
+        "certification" not in json.loads((certified.path / "report/metrics.json").read_bytes())["rows"][0]["dataset"]
+    )
+
+
 @pytest.mark.parametrize("suffix", [".jsonl", ".csv", ".parquet"])
 def test_predict_keeps_the_promise(certified: Certified, tmp_path: Path, suffix: str) -> None:
     output = tmp_path / f"decided{suffix}"

@@ -18,6 +18,7 @@ from ripieno.measures.certify import (
     fewest_answered,
     labels_needed,
     ladder,
+    most_errors,
     plan,
     promises,
     tail,
@@ -51,6 +52,11 @@ def test_upper_bound_is_clopper_and_pearsons(a: int, b: int, confidence: float) 
     errors, answered = sorted((a, b))
     expected = stats.beta.ppf(confidence, errors + 1, answered - errors) if errors < answered else 1.0
     assert upper_bound(errors, answered, confidence) == pytest.approx(expected, rel=1e-9)
+
+
+@pytest.mark.parametrize(("n", "risk"), [(0, 0.1), (1, 0.5), (40, 0.02), (500, 0.05), (500, 0.97)])
+def test_most_errors_is_the_binomial_quantile(n: int, risk: float) -> None:
+    assert most_errors(n, risk) == stats.binom.ppf(0.95, n, risk)
 
 
 def test_fewest_answered() -> None:

@@ -118,6 +118,19 @@ def upper_bound(errors: int, answered: int, confidence: float) -> float:
     return high
 
 
+def most_errors(answered: int, risk: float, level: float = 0.95) -> int:
+    """Return the most errors that are no surprise: so many or fewer in `level` of all draws at that risk.
+
+    min {k : P(X <= k) >= level},   X ~ Binomial(answered, risk)
+    """
+    _check_share("level", level)
+    few, many = -1, answered
+    while many - few > 1:  # `few` are not enough, `many` are
+        middle = (few + many) // 2
+        few, many = (few, middle) if tail(middle, answered, risk) >= level else (middle, many)
+    return many
+
+
 def fewest_answered(risk: float, confidence: float, errors: int = 0) -> int:
     """Return how many must be answered, with so many errors among them, before a risk can be promised.
 

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from ripieno import decisions
 from ripieno.data.prompts import TEMPLATES
 from ripieno.data.question import Question, read_questions
 from ripieno.data.splits import DatasetName
@@ -17,6 +18,7 @@ from ripieno.errors import EnvironmentFault, UserError
 from ripieno.features import Features, read_features
 from ripieno.measures.about import About
 from ripieno.measures.calibration import BINS
+from ripieno.measures.certificate import Certificate
 from ripieno.measures.comparisons import compare_runs
 from ripieno.measures.estimates import Costs
 from ripieno.measures.evidence import Evidence
@@ -47,9 +49,19 @@ def report(run: RunFolder, *, costs: Costs | None = None, bins: int = BINS) -> P
     run.write(run.report / "metrics.json", json.dumps(analysis.to_json(), indent=1, allow_nan=False) + "\n")
     for name, table in write_tables(analysis).items():
         run.write(run.report / "tables" / name, table)
-    explored = explorer.data(evidence.predictions, _questions(run, evidence), evidence.out_of_domain, METHOD)
+    questions = _questions(run, evidence)
+    explored = explorer.data(evidence.predictions, questions, evidence.out_of_domain, METHOD)
+    promised = decisions.recorded(run)
+    html = build(
+        _summary(run, evidence),
+        [*evidence.predictions, *evidence.matched],
+        analysis,
+        explored,
+        None if promised is None else Certificate.from_json(promised["certificate"]),
+        {name: {question.id: question.choices for question in of_set} for name, of_set in questions.items()},
+    )
     page = run.report / "index.html"
-    run.write(page, build(_summary(run, evidence), [*evidence.predictions, *evidence.matched], analysis, explored))
+    run.write(page, html)
     return page
 
 

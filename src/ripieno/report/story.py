@@ -6,8 +6,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from ripieno.measures.certificate import Certificate
 from ripieno.predictions import Predictions
-from ripieno.report import believed, handover, unfamiliar
+from ripieno.report import believed, handover, promise, unfamiliar
 from ripieno.report.results import EvaluatedSet, Interval, Results
 from ripieno.report.words import counted, listed, percent, spoken, turned
 
@@ -31,7 +32,11 @@ class Finding:
 
 
 def tell(
-    summary: Summary, results: Results, sets: Sequence[EvaluatedSet], last: Sequence[Predictions]
+    summary: Summary,
+    results: Results,
+    sets: Sequence[EvaluatedSet],
+    last: Sequence[Predictions],
+    certificate: Certificate | None = None,
 ) -> list[Finding]:
     """Return the page's first screen: the questions a reader has, in their order.
 
@@ -40,12 +45,15 @@ def tell(
         results: what was found.
         sets: of the page, in its order.
         last: the predictions of the same sets at the last epoch.
+        certificate: what was promised, where something was certified.
     """
+    promised = [] if certificate is None else [what_promised(certificate, sets, last)]
     return [
         trained(summary, sets, again=results.trained_again),
         how_right(results, sets),
         how_believed(results, sets),
         who_decides(results, sets, last),
+        *promised,
         how_noticed(results, sets),
         where_not(results, sets),
     ]
@@ -209,6 +217,12 @@ def who_decides(results: Results, sets: Sequence[EvaluatedSet], last: Sequence[P
     else:
         told = handover.tell(results, home, by_name[home.name], [(s, by_name[s.name]) for s in away[:SHOWN]])
     return Finding("When should a person decide instead?", told.verdict, told.points, told.more)
+
+
+def what_promised(certificate: Certificate, sets: Sequence[EvaluatedSet], last: Sequence[Predictions]) -> Finding:
+    """Answer "What is promised?": the certified risk, and what came of it on the sets shown."""
+    told = promise.tell(certificate, sets, last)
+    return Finding("What is promised?", told.verdict, told.points, told.more)
 
 
 def how_noticed(results: Results, sets: Sequence[EvaluatedSet]) -> Finding:
