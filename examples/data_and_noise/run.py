@@ -1,6 +1,7 @@
 """Do the two parts of uncertainty mean what they claim? Train on less data, and on wrong labels, and look.
 
     python examples/data_and_noise/run.py FOLDER [--train NAME] [--test NAME] [--questions 240] [--members 3]
+        [--base embedded:SmolLM2-135M-Instruct]
 
 Twelve ensembles: on an eighth, a quarter, half and all of the questions, with 0, 20 and 40% of their labels wrong. The
 members' disagreement (mutual information) should fall with data, their expected entropy rise with wrong labels. All
@@ -78,14 +79,16 @@ def write(path: Path, questions: Sequence[Question]) -> str:
     return str(path)
 
 
-def cell(folder: Path, questions: Sequence[Question], test: str, share: int, noise: float, members: int) -> Cell:
+def cell(
+    folder: Path, base: str, questions: Sequence[Question], test: str, share: int, noise: float, members: int
+) -> Cell:
     """Train and ask one ensemble, as far as that was not done before."""
     name = f"one-in-{share}-noise-{noise:.0%}".replace("%", "")
     # Wrong labels first, so that an eighth has the share of them that all have, but for chance.
     learned = wrong_labels(questions, noise, "labels")[: len(questions) // share]
     config = Config(
         name=name,
-        base=Base(model="embedded:SmolLM2-135M-Instruct"),
+        base=Base(model=base),
         adapter=Adapter(targets="all-linear", rank=8, alpha=16),
         prompt=Prompt(template="text", normalisation="token"),
         data=Data(train=(write(folder / f"{name}.jsonl", learned),), test=(test,)),
@@ -138,9 +141,12 @@ def table(cells: Sequence[Cell], questions: int) -> str:
         of_share = [c for c in cells if c.share == share]
         lines.append(_change(f"On {questions // share} questions, from no wrong label to most", of_share))
     noises, sizes = [c for c in cells if c.share == 1], [c for c in cells if c.noise == 0]
-    found = disentanglement(series(noises), series(sizes))
+    lines.append("")
+    try:
+        found = disentanglement(series(noises), series(sizes))
+    except ValueError as error:
+        return "\n".join([*lines, f"Disentanglement error: not defined ({error})."]) + "\n"
     lines += [
-        "",
         f"Disentanglement error: {found.error:.2f} (0: each part follows its own cause alone; 0.5: both follow both).",
         "Correlation with the accuracy lost to",
         f"- wrong labels: expected entropy {found.aleatoric_noise:+.2f}, "
@@ -170,6 +176,7 @@ def main() -> None:
     options.add_argument("--test", default="commonsense_qa/validation[80%:100%]", help="questions to ask")
     options.add_argument("--questions", type=int, default=240, help="how many are all of them; divisible by 8")
     options.add_argument("--members", type=int, default=3)
+    options.add_argument("--base", default="embedded:SmolLM2-135M-Instruct", help="a hub id, a folder or a .gguf file")
     args = options.parse_args()
     args.folder.mkdir(parents=True, exist_ok=True)
     questions = [question for question in splits.load(args.train).questions if question.answer is not None]
@@ -177,7 +184,11 @@ def main() -> None:
         sys.exit(f"--questions {args.questions}: {args.train} holds {len(questions)}; give a multiple of {max(SHARES)}")
     order = generator(0, "questions").permutation(len(questions))
     chosen = [questions[n] for n in order[: args.questions]]
-    cells = [cell(args.folder, chosen, args.test, share, noise, args.members) for noise in NOISES for share in SHARES]
+    cells = [
+        cell(args.folder, args.base, chosen, args.test, share, noise, args.members)
+        for noise in NOISES
+        for share in SHARES
+    ]
     said = table(cells, args.questions)
     (args.folder / "table.md").write_text(said)
     print(said)

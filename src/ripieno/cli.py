@@ -74,8 +74,7 @@ def init(
     kinds = "" if started.labels is None else f" with {len(started.labels)} labels"
     typer.echo(f"{path}: {started.questions:,} questions{kinds}, in five roles. Next:")
     run = f"runs/{started.name}"
-    for command in (f"train {path}", f"certify {run} --risk 0.1"):
-        typer.echo(f"  ripieno {command}")
+    typer.echo(f"  ripieno train {path}")
     typer.echo(f"  ripieno predict {run} --input NEW --output decided.csv --max-risk 0.1")
 
 

@@ -1,0 +1,49 @@
+"""The examples run, on a base small enough for a test."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+from commands import rows, write_rows
+
+EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
+
+
+def test_data_and_noise(base: Path, tmp_path: Path) -> None:
+    train, test = (write_rows(tmp_path / f"{n}.jsonl", rows(16, n)) for n in (1, 2))
+    command = [
+        *(sys.executable, str(EXAMPLES / "data_and_noise/run.py"), str(tmp_path / "out"), "--base", str(base)),
+        *("--train", train, "--test", test, "--questions", "16", "--members", "2"),
+    ]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+    assert done.returncode == 0, done.stderr
+    table = (tmp_path / "out/table.md").read_text()
+    assert table in done.stdout
+    lines = [line for line in table.splitlines() if line.startswith("| ")][1:]
+    cells = [tuple(line.split(" | ")[:2]) for line in lines]
+    assert cells == [(f"| {n}", f"{noise}%") for noise in (0, 20, 40) for n in (2, 4, 8, 16)]
+    assert "Disentanglement error: " in table
+    # Samples are nested, and so are their wrong labels; a wrong answer is another choice of the question.
+    truth = {row["id"]: row for row in rows(16, 1)}
+    learned = {
+        (share, noise): [
+            json.loads(line) for line in (tmp_path / f"out/one-in-{share}-noise-{noise}.jsonl").read_text().splitlines()
+        ]
+        for share in (8, 4, 2, 1)
+        for noise in (0, 20, 40)
+    }
+    for noise, count in ((0, 0), (20, 3), (40, 6)):
+        changed = [row for row in learned[1, noise] if row["answer"] != truth[row["id"]]["answer"]]
+        assert len(changed) == count
+        assert all(0 <= row["answer"] < len(row["choices"]) for row in changed)
+        for few, more in ((8, 4), (4, 2), (2, 1)):
+            assert learned[few, noise] == learned[more, noise][: 16 // few]
+    wrong = [
+        {row["id"] for row in learned[1, noise] if row["answer"] != truth[row["id"]]["answer"]} for noise in (20, 40)
+    ]
+    assert wrong[0] < wrong[1]
