@@ -1,12 +1,13 @@
 """Do the two parts of uncertainty mean what they claim? Train on less data, and on wrong labels, and look.
 
-    python examples/data_and_noise/run.py FOLDER [--train NAME] [--test NAME] [--questions 240] [--members 3]
-        [--base embedded:SmolLM2-135M-Instruct]
+    python examples/data_and_noise/run.py FOLDER [--train NAME] [--test NAME] [--questions 256] [--members 3]
+        [--base embedded:SmolLM2-135M-Instruct] [--learning-rate 4e-4]
 
 Twelve ensembles: on an eighth, a quarter, half and all of the questions, with 0, 20 and 40% of their labels wrong. The
 members' disagreement (mutual information) should fall with data, their expected entropy rise with wrong labels. All
-take equally many steps: on fewer questions they take more epochs, so that only what they have seen differs. Samples
-are nested (a quarter holds the eighth, a label wrong at 20% is wrong at 40%), and a member's seed is the same in all.
+take equally many steps: on fewer questions they take more epochs, so that only what they have seen differs. Questions
+are nested (a quarter holds the eighth, a label wrong at 20% is wrong at 40%), and a member's seed is the same in all;
+its bootstrap sample is of the questions that it is given.
 
 Written to FOLDER: a run an ensemble, and table.md, which is printed too. The same command goes on where it stopped.
 """
@@ -30,7 +31,7 @@ from ripieno.data.question import Question
 from ripieno.data.splits import DatasetName
 from ripieno.experiment import evaluate
 from ripieno.measures.bootstrap import generator
-from ripieno.measures.disentanglement import Series, disentanglement
+from ripieno.measures.disentanglement import Series, correlation_by_chance, disentanglement
 from ripieno.parquet import read_parquet
 from ripieno.progress import Progress
 from ripieno.runs import METHOD
@@ -38,6 +39,7 @@ from ripieno.runs import METHOD
 SHARES = (8, 4, 2, 1)  # one part in so many
 NOISES = (0.0, 0.2, 0.4)
 EPOCHS = 2  # on all of the questions
+BATCH = 8  # questions a step
 
 
 @dataclass(frozen=True)
@@ -79,34 +81,33 @@ def write(path: Path, questions: Sequence[Question]) -> str:
     return str(path)
 
 
-def cell(
-    folder: Path, base: str, questions: Sequence[Question], test: str, share: int, noise: float, members: int
-) -> Cell:
+def cell(args: argparse.Namespace, questions: Sequence[Question], share: int, noise: float) -> Cell:
     """Train and ask one ensemble, as far as that was not done before."""
     name = f"one-in-{share}-noise-{noise:.0%}".replace("%", "")
     # Wrong labels first, so that an eighth has the share of them that all have, but for chance.
     learned = wrong_labels(questions, noise, "labels")[: len(questions) // share]
     config = Config(
         name=name,
-        base=Base(model=base),
+        base=Base(model=args.base),
         adapter=Adapter(targets="all-linear", rank=8, alpha=16),
         prompt=Prompt(template="text", normalisation="token"),
-        data=Data(train=(write(folder / f"{name}.jsonl", learned),), test=(test,)),
+        data=Data(train=(write(args.folder / f"{name}.jsonl", learned),), test=(args.test,)),
         training=Training(
-            members=members,
+            members=args.members,
             epochs=EPOCHS * share,
-            learning_rate=4e-4,
+            batch_size=BATCH,
+            learning_rate=args.learning_rate,
             schedule="cosine",
             warmup=0.1,
             bagging=True,
         ),
     )
     with Progress() as progress:
-        run = train(config, folder / name, progress=progress)
-        evaluate(run, [test], [config.training.epochs], progress=progress)
-    of_test = DatasetName.parse(test)
+        run = train(config, args.folder / name, progress=progress)
+        evaluate(run, [args.test], [config.training.epochs], progress=progress)
+    of_test = DatasetName.parse(args.test)
     [p] = read_parquet(run.predictions(of_test.folder, of_test.file, METHOD, config.training.epochs))
-    asked = {question.id: question for question in splits.load(test).questions}
+    asked = {question.id: question for question in splits.load(args.test).questions}
     noisy = wrong_labels([asked[question_id] for question_id in p.question_ids], noise, "test labels")
     answers, parts = measures.pool(p.probs).argmax(axis=1), measures.decompose(p.probs)
     labels = np.array([question.answer for question in noisy])
@@ -124,12 +125,13 @@ def series(cells: Sequence[Cell]) -> Series:
 def table(cells: Sequence[Cell], questions: int) -> str:
     """Return the table, with 95% bootstrap intervals over the test questions, and what follows from it."""
     lines = [
-        "| questions | wrong labels | accuracy | expected entropy (nats) | mutual information (nats) |",
-        "|---:|---:|---:|---:|---:|",
+        "| questions | wrong labels | accuracy | against labels as noisy | expected entropy (nats) "
+        "| mutual information (nats) |",
+        "|---:|---:|---:|---:|---:|---:|",
     ]
     for c in cells:
         values = []
-        for what in (c.right, c.aleatoric, c.epistemic):
+        for what in (c.right, c.as_noisy, c.aleatoric, c.epistemic):
             low, high = measures.interval(what)
             values.append(f"{what.mean():.3f} [{low:.3f}, {high:.3f}]")
         lines.append(f"| {questions // c.share} | {c.noise:.0%} | {' | '.join(values)} |")
@@ -146,9 +148,14 @@ def table(cells: Sequence[Cell], questions: int) -> str:
         found = disentanglement(series(noises), series(sizes))
     except ValueError as error:
         return "\n".join([*lines, f"Disentanglement error: not defined ({error})."]) + "\n"
+    chance = [correlation_by_chance(len(points)) for points in (noises, sizes)]
     lines += [
-        f"Disentanglement error: {found.error:.2f} (0: each part follows its own cause alone; 0.5: both follow both).",
-        "Correlation with the accuracy lost to",
+        f"Disentanglement error: {found.error:.2f} (0: each part follows its own cause alone; 0.5: both follow both). "
+        f"Of so few points ({len(noises)} and {len(sizes)}) parts that follow their own cause alone would have "
+        f"{sum(chance) / 4:.2f} by chance.",
+        "",
+        "Correlation with the accuracy lost (against labels as noisy) to",
+        "",
         f"- wrong labels: expected entropy {found.aleatoric_noise:+.2f}, "
         f"mutual information {found.epistemic_noise:+.2f}",
         f"- fewer questions: expected entropy {found.aleatoric_size:+.2f}, "
@@ -174,21 +181,20 @@ def main() -> None:
     options.add_argument("folder", type=Path)
     options.add_argument("--train", default="commonsense_qa/validation[0%:80%]", help="questions to learn from")
     options.add_argument("--test", default="commonsense_qa/validation[80%:100%]", help="questions to ask")
-    options.add_argument("--questions", type=int, default=240, help="how many are all of them; divisible by 8")
+    options.add_argument("--questions", type=int, default=256, help="how many are all of them; a multiple of 64")
     options.add_argument("--members", type=int, default=3)
     options.add_argument("--base", default="embedded:SmolLM2-135M-Instruct", help="a hub id, a folder or a .gguf file")
+    options.add_argument("--learning-rate", type=float, default=4e-4)
     args = options.parse_args()
     args.folder.mkdir(parents=True, exist_ok=True)
     questions = [question for question in splits.load(args.train).questions if question.answer is not None]
-    if args.questions % max(SHARES) or not 0 < args.questions <= len(questions):
-        sys.exit(f"--questions {args.questions}: {args.train} holds {len(questions)}; give a multiple of {max(SHARES)}")
+    # Whole batches on the fewest, or some would take more steps.
+    unit = max(SHARES) * BATCH
+    if args.questions % unit or not 0 < args.questions <= len(questions):
+        sys.exit(f"--questions {args.questions}: {args.train} holds {len(questions)}; give a multiple of {unit}")
     order = generator(0, "questions").permutation(len(questions))
     chosen = [questions[n] for n in order[: args.questions]]
-    cells = [
-        cell(args.folder, args.base, chosen, args.test, share, noise, args.members)
-        for noise in NOISES
-        for share in SHARES
-    ]
+    cells = [cell(args, chosen, share, noise) for noise in NOISES for share in SHARES]
     said = table(cells, args.questions)
     (args.folder / "table.md").write_text(said)
     print(said)

@@ -71,19 +71,19 @@ def certify(
         return kept
     names = {role: list(dict.fromkeys(getattr(data, role))) for role in ("validation", "calibration", "certification")}
     asked_sets = list(dict.fromkeys(name for of_role in names.values() for name in of_role))
+    own = [DatasetName.parse(name) for name in names["certification"]]
+    questions = {name: questions_of(run, config, name, data_dir) for name in own}
+    choices = _choices(run, by, questions)
     progress = progress or Progress(quiet=True)
     evaluate(run, asked_sets, [config.training.epochs], data_dir=data_dir, progress=progress)
     answering = adapter_epochs(run, range(config.training.members), config.training.epochs)
     weights = [run.adapter_files(member, at)[1] for member, at in answering.items()]
     adapters = {file.relative_to(run.path).as_posix(): sha256_of(file) for file in weights}
-    own = [DatasetName.parse(name) for name in names["certification"]]
-    questions = {name: questions_of(run, config, name, data_dir) for name in own}
     _check_disjoint(run, questions)
     answers = {role: _answers(run, of_role) for role, of_role in names.items() if of_role}
     for role, p in answers.items():
         if not p.labelled.any():
             raise UserError(f"{run.path}: no question of data.{role} has an answer")
-    choices = _choices(run, by, questions)
     made = certificates.make(
         answers["validation"],
         answers.get("calibration", answers["validation"]),

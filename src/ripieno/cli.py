@@ -237,7 +237,7 @@ def certify(
     cost_handover: CostHandover = None,
     sets: Annotated[
         Literal["lac", "aps"],
-        typer.Option(help="Prediction sets: lac, the smallest on average; aps, larger where the model is unsure."),
+        typer.Option(help="Prediction sets: lac, small on average; aps, larger where the model is less sure."),
     ] = "lac",
     sets_by: Annotated[
         Literal["subject", "label"] | None,
@@ -329,6 +329,13 @@ def predict(
         _say(f"ripieno: warning: {source}: {decisions.UNLIKE} (their hidden states or lengths differ)")
     elif max_risk is not None and len(decided) < FEWEST:
         _say(f"ripieno: {len(decided)} questions are too few to see whether they are like the certified ones")
+    if ensemble.certified is not None:
+        sets = ensemble.certified.certificate.sets
+        if unknown := sets.uncertified([q.subject for q in questions], [q.choices for q in questions]):
+            _say(
+                f"ripieno: warning: {source}: {unknown} of {len(questions)} questions are of no {sets.by} that was "
+                "certified; every choice is in their prediction sets"
+            )
     said = "" if max_risk is None else f", {answered} answered and {len(decided) - answered} handed over"
     typer.echo(f"{output}: {len(decided)} questions{said}")
 
@@ -353,12 +360,15 @@ def export(
     lost = made.lost
     off = "exact" if lost is None else f"off by {lost.error:.1%} of the updates' norm"
     typer.echo(f"Their mean, as one adapter ({off}): {made.mean}")
-    if lost is not None:
-        typer.echo(
-            f"On {lost.questions:,} test questions the cut one has accuracy {lost.accuracy:.3f} "
-            f"({lost.more_accuracy:+.3f} against the exact mean) and NLL {lost.nll:.3f} "
-            f"({lost.more_nll:+.4f} [{lost.low:+.4f}, {lost.high:+.4f}])."
-        )
+    if lost is None:
+        return
+    if (q := lost.quality) is None:
+        typer.echo("What that loses was not measured: no test question has an answer.")
+        return
+    typer.echo(
+        f"On {q.questions:,} test questions the cut one has accuracy {q.accuracy:.3f} ({q.more_accuracy:+.3f} against "
+        f"the exact mean) and NLL {q.nll:.3f} ({q.more_nll:+.4f} [{q.low:+.4f}, {q.high:+.4f}])."
+    )
 
 
 @app.command()

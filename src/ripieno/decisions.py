@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from ripieno.data.question import SUFFIXES, Question
 from ripieno.errors import EnvironmentFault, UserError
 from ripieno.features import Features, read_features
+from ripieno.measures import certificate as certificates
 from ripieno.measures.certificate import Certificate, Rule
 from ripieno.measures.certify import Promise, at_least, at_most
 from ripieno.measures.shift import FEWEST, Shift, compare
@@ -172,6 +173,7 @@ def recorded(run: RunFolder) -> Mapping[str, Any] | None:
     """Return what a run recorded of its promise: what was asked, when, and the certificate; None where nothing was.
 
     Raises:
+        UserError: another version of this program wrote it.
         EnvironmentFault: the file was written, and is missing or damaged.
     """
     written = {line["path"] for line in run.lines("checksums.jsonl")}
@@ -182,6 +184,8 @@ def recorded(run: RunFolder) -> Mapping[str, Any] | None:
             f"{run.certificate}: missing or damaged, and its questions are used up; take it from a copy of the run"
         )
     found: dict[str, Any] = json.loads(run.certificate.read_bytes())
+    if found["certificate"]["schema"] != certificates.SCHEMA:
+        raise UserError(f"{run.certificate}: was written by another version of ripieno, and only that one can read it")
     return found
 
 

@@ -14,7 +14,7 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from ripieno.config import Config
+from ripieno.config import Compute, Config
 from ripieno.data.splits import DatasetName
 from ripieno.ensemble import load_base, questions_of, require_adapter
 from ripieno.errors import EnvironmentFault, UserError
@@ -36,13 +36,24 @@ class Lost:
 
     Args:
         error: ||mean - cut||_F / ||mean||_F over all layers' updates.
-        questions: of the test sets, those with an answer.
-        nll, accuracy: of the cut one on them.
+        quality: on the test questions; None where none of them has an answer.
+    """
+
+    error: float
+    quality: Quality | None
+
+
+@dataclass(frozen=True)
+class Quality:
+    """A cut mean member on the test questions, beside the exact one.
+
+    Args:
+        questions: those with an answer.
+        nll, accuracy: of the cut one.
         more_nll, low, high: its NLL (nats) less the exact one's, with the paired 95% interval over questions.
         more_accuracy: its accuracy less the exact one's.
     """
 
-    error: float
     questions: int
     nll: float
     accuracy: float
@@ -114,7 +125,7 @@ def export(
     mean, lost = mean_member(tensors, config.adapter.scale), None
     if rank is not None:
         exact, (mean, error) = mean, cut(mean, rank)
-        lost = _lost(run, config, exact, mean, error, data_dir, progress)
+        lost = Lost(error, _quality(run, config, exact, mean, data_dir, progress))
     about = f"the mean of {len(epochs)} members' updates" + ("" if rank is None else f", cut to rank {rank}")
     [width] = {weight.shape[0] for name, weight in mean.items() if name.endswith("lora_A.weight")}
     # The scale is in the weights: alpha / r is 1.
@@ -154,37 +165,32 @@ def cut(tensors: Tensors, rank: int) -> tuple[Tensors, float]:
     return found, (lost / whole) ** 0.5 if whole else 0.0
 
 
-def _lost(
+def _quality(
     run: RunFolder,
     config: Config,
     exact: Tensors,
     mean: Tensors,
-    error: float,
     data_dir: Path | None,
     progress: Progress | None,
-) -> Lost:
-    """Ask the exact mean and the cut one the test questions.
-
-    Raises:
-        UserError: no test question has an answer.
-    """
+) -> Quality | None:
+    """Ask the exact mean and the cut one the test questions; None where no answer is known."""
     names = map(DatasetName.parse, dict.fromkeys(config.data.test))
     sets = [[q for q in questions_of(run, config, name, data_dir) if q.answer is not None] for name in names]
     if not any(sets):
-        raise UserError(f"{run.path}: data.test has no question with an answer, to measure what a cut loses")
+        return None
     [width] = {weight.shape[0] for name, weight in exact.items() if name.endswith("lora_A.weight")}
     # Two members of one stack: the cut one's missing ranks are zero. The scale is in the weights.
     adapter = config.adapter.model_copy(update={"rank": width, "alpha": float(width), "rslora": False, "dropout": 0.0})
-    backbone = load_base(run, config.base, config.compute)
-    both = assemble(config.model_copy(update={"adapter": adapter}), backbone, (0, 1), data_dir)
+    # Where it was trained says nothing of where it is exported.
+    config = config.model_copy(update={"adapter": adapter, "compute": Compute()})
+    both = assemble(config, load_base(run, config.base, config.compute), (0, 1), data_dir)
     for position, weights in enumerate((exact, mean)):
         both.stack.load(position, {name: _padded(name, weight, width) for name, weight in weights.items()}, "the mean")
     p = concatenate([both.predict(questions, progress) for questions in sets if questions])
     right = np.take_along_axis(p.log_probs, p.targets[None, :, None], axis=2)[..., 0]
     correct = p.log_probs.argmax(axis=2) == p.targets
     low, high = paired_interval(-right[1], -right[0])
-    return Lost(
-        error=error,
+    return Quality(
         questions=len(p.targets),
         nll=float(-right[1].mean()),
         accuracy=float(correct[1].mean()),
@@ -264,12 +270,13 @@ def _card(
         "",
     ]
     if lost is not None:
-        lines += [
-            f"On the {lost.questions:,} test questions: accuracy {lost.accuracy:.3f}, NLL {lost.nll:.3f} nats a "
-            f"question. Against the exact mean that is {lost.more_accuracy:+.3f} in accuracy and {lost.more_nll:+.4f} "
-            f"[{lost.low:+.4f}, {lost.high:+.4f}] in NLL (95% interval). Its updates differ from the exact mean's by "
-            f"{lost.error:.1%} (relative Frobenius norm)."
-        ]
+        lines.append(f"Its updates differ from the exact mean's by {lost.error:.1%} (relative Frobenius norm).")
+        if (q := lost.quality) is not None:
+            lines.append(
+                f"On the {q.questions:,} test questions: accuracy {q.accuracy:.3f}, NLL {q.nll:.3f} nats a question. "
+                f"Against the exact mean that is {q.more_accuracy:+.3f} in accuracy and {q.more_nll:+.4f} "
+                f"[{q.low:+.4f}, {q.high:+.4f}] in NLL (95% interval)."
+            )
     elif rows:
         lines += ["| questions | measure | value | 95% interval | n |", "|---|---|---:|---|---:|"]
         for row in rows:

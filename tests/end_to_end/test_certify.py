@@ -78,9 +78,25 @@ def test_the_report_has_the_promise(certified: Certified) -> None:
     assert "<h2>What is promised?</h2>" in page
     assert "At most 90% wrong among the answered, at 90% confidence" in page
     # The test questions had no part in it; the certification questions are no set of the page.
-    assert (
-        "certification" not in json.loads((certified.path / "report/metrics.json").read_bytes())["rows"][0]["dataset"]
-    )
+    measured = {row["dataset"] for row in json.loads((certified.path / "report/metrics.json").read_bytes())["rows"]}
+    assert [name.rpartition("-")[0] for name in measured] == ["test"]
+
+
+def test_a_promise_is_not_shown_beside_other_members_or_questions(certified: Certified, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(certified.path, run)
+    works("evaluate", run)
+    works("evaluate", run, "--dataset", str(certified.config.parent / "validation.jsonl[0%:50%]"))
+    works("report", run)
+    page = (run / "report/index.html").read_text()
+    assert "<h2>What is promised?</h2>" in page
+    assert "holds questions that the promise was made from, so it shows nothing of how it went." in page
+    file = run / "members/000/epoch-001/adapter_model.safetensors"
+    file.write_bytes((run / "members/001/epoch-001/adapter_model.safetensors").read_bytes())
+    works("report", run)
+    page = (run / "report/index.html").read_text()
+    assert "<h2>What is promised?</h2>" not in page
+    assert "What was promised is of other members than those of this run now" in page
 
 
 @pytest.mark.parametrize("suffix", [".jsonl", ".csv", ".parquet"])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -14,10 +15,10 @@ EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
 
 
 def test_data_and_noise(base: Path, tmp_path: Path) -> None:
-    train, test = (write_rows(tmp_path / f"{n}.jsonl", rows(16, n)) for n in (1, 2))
+    train, test = (write_rows(tmp_path / f"{n}.jsonl", rows(count, n)) for n, count in ((1, 64), (2, 40)))
     command = [
         *(sys.executable, str(EXAMPLES / "data_and_noise/run.py"), str(tmp_path / "out"), "--base", str(base)),
-        *("--train", train, "--test", test, "--questions", "16", "--members", "2"),
+        *("--train", train, "--test", test, "--questions", "64", "--members", "2", "--learning-rate", "0.02"),
     ]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
@@ -26,10 +27,10 @@ def test_data_and_noise(base: Path, tmp_path: Path) -> None:
     assert table in done.stdout
     lines = [line for line in table.splitlines() if line.startswith("| ")][1:]
     cells = [tuple(line.split(" | ")[:2]) for line in lines]
-    assert cells == [(f"| {n}", f"{noise}%") for noise in (0, 20, 40) for n in (2, 4, 8, 16)]
-    assert "Disentanglement error: " in table
+    assert cells == [(f"| {n}", f"{noise}%") for noise in (0, 20, 40) for n in (8, 16, 32, 64)]
+    assert re.search(r"Disentanglement error: \d\.\d\d ", table)
     # Samples are nested, and so are their wrong labels; a wrong answer is another choice of the question.
-    truth = {row["id"]: row for row in rows(16, 1)}
+    truth = {row["id"]: row for row in rows(64, 1)}
     learned = {
         (share, noise): [
             json.loads(line) for line in (tmp_path / f"out/one-in-{share}-noise-{noise}.jsonl").read_text().splitlines()
@@ -37,13 +38,19 @@ def test_data_and_noise(base: Path, tmp_path: Path) -> None:
         for share in (8, 4, 2, 1)
         for noise in (0, 20, 40)
     }
-    for noise, count in ((0, 0), (20, 3), (40, 6)):
+    for noise, count in ((0, 0), (20, 13), (40, 26)):
         changed = [row for row in learned[1, noise] if row["answer"] != truth[row["id"]]["answer"]]
         assert len(changed) == count
         assert all(0 <= row["answer"] < len(row["choices"]) for row in changed)
         for few, more in ((8, 4), (4, 2), (2, 1)):
-            assert learned[few, noise] == learned[more, noise][: 16 // few]
+            assert learned[few, noise] == learned[more, noise][: 64 // few]
     wrong = [
         {row["id"] for row in learned[1, noise] if row["answer"] != truth[row["id"]]["answer"]} for noise in (20, 40)
     ]
     assert wrong[0] < wrong[1]
+    # Every ensemble took as many steps.
+    steps = set()
+    for folder in (path for path in (tmp_path / "out").iterdir() if path.is_dir()):
+        lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+        steps.add(sum(line["kind"] == "step" for line in lines))
+    assert steps == {2 * 2 * 8}

@@ -89,5 +89,6 @@ def test_a_csv_of_questions(base: Path, tmp_path: Path, monkeypatch: pytest.Monk
     assert "Promised: at most 90% wrong" in said
     assert "  physics: " in said
     assert "  law: " in said
-    said = works("predict", "runs/quiz", "--input", "new.csv", "--output", "decided.csv", "--max-risk", "0.9")
-    assert said.startswith("decided.csv: 3 questions, ")
+    done = ripieno("predict", "runs/quiz", "--input", "new.csv", "--output", "decided.csv", "--max-risk", "0.9")
+    assert done.out.startswith("decided.csv: 3 questions, ")
+    assert "new.csv: 3 of 3 questions are of no subject that was certified; every choice is in" in done.err

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from ripieno.measures.disentanglement import Disentanglement, Series, disentanglement
+from ripieno.measures.disentanglement import Disentanglement, Series, correlation_by_chance, disentanglement
 
 WORSE = np.array([0.9, 0.7, 0.6, 0.5])  # accuracy, along either series
 APART = np.array([1.0, -1.0, -1.0, 1.0])  # minus the mean: orthogonal to ...
@@ -40,3 +40,13 @@ def test_what_does_not_change_correlates_with_nothing() -> None:
     same = np.full(4, 0.5)
     with pytest.raises(ValueError, match="4 points on which accuracy or uncertainty is the same"):
         disentanglement(Series(same, WORSE, WORSE), Series(WORSE, WORSE, WORSE))
+
+
+@pytest.mark.parametrize("points", [3, 4, 9])
+def test_correlations_by_chance(points: int) -> None:
+    x, y = np.random.default_rng(points).normal(size=(2, 20_000, points))
+    x, y = (v - v.mean(axis=1, keepdims=True) for v in (x, y))
+    r = np.abs((x * y).sum(axis=1)) / np.linalg.norm(x, axis=1) / np.linalg.norm(y, axis=1)
+    assert correlation_by_chance(points) == pytest.approx(r.mean(), abs=3 * r.std() / 20_000**0.5)
+    with pytest.raises(ValueError, match="2 points"):
+        correlation_by_chance(2)

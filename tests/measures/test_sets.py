@@ -7,11 +7,13 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from scipy.stats import kstest
+from scipy.stats import betabinom, kstest
 
 from ripieno.measures.sets import (
     By,
     Score,
+    SetGroup,
+    SetRule,
     aps_scores,
     fewest_questions,
     find_sets,
@@ -104,18 +106,24 @@ def answers(rng: np.random.Generator, count: int) -> tuple[Predictions, np.ndarr
 @pytest.mark.parametrize("by", [None, "subject", "label"])
 def test_each_group_is_covered_as_often_as_it_says(score: Score, by: By | None) -> None:
     rng = np.random.default_rng(1)
-    level, covered = 0.8, {}
+    level, covered, bounds = 0.8, {}, {}
     for _ in range(SPLITS):
         (p, probs), (new, probs_new) = answers(rng, N), answers(rng, 40)
         rule = find_sets(p, probs, level, score, by, [LABELS] * N)
         assert sum(group.questions for group in rule.groups) == N
         held = rule.sets(new, probs_new, [LABELS] * 40)[np.arange(40), new.targets]
         names = [LABELS[target] for target in new.targets] if by == "label" else new.subjects
+        for group in rule.groups:  # scores do not tie, so no group has more than it takes
+            most = level + 1 / (group.questions + 1) if math.isfinite(group.threshold) else 1.0
+            bounds.setdefault(group.name, []).append(most)
         for name in set(names) if by else {None}:
             covered.setdefault(name, []).append(held[[by is None or own == name for own in names]].mean())
     assert set(covered) == {None: {None}, "subject": {"easy", "hard"}, "label": set(LABELS)}[by]
-    for shares in covered.values():
-        assert np.mean(shares) >= level - 3 * np.std(shares, ddof=1) / math.sqrt(len(shares))
+    for name, shares in covered.items():
+        error = 3 * np.std(shares, ddof=1) / math.sqrt(len(shares))
+        assert np.mean(shares) >= level - error
+        if score == "lac":  # APS always has the likeliest choice too
+            assert np.mean(shares) <= np.mean(bounds[name]) + error
 
 
 def test_one_rate_for_all_does_not_cover_the_hard_ones() -> None:
@@ -137,10 +145,44 @@ def test_what_was_not_certified_has_every_choice_in_its_set() -> None:
     assert by_subject.sets(other, probs[:2], [LABELS] * 2).all()
     by_label = find_sets(p, probs, 0.8, "lac", "label", [LABELS] * N)
     assert by_label.sets(other, probs[:2], [("violet", "grey", "pink")] * 2).all()
+    assert not by_label.sets(p, probs, [LABELS] * N).all()
+    assert by_subject.uncertified(("easy", "new", None), [LABELS] * 3) == 2
+    assert by_label.uncertified((None, None), [LABELS, ("violet", "grey")]) == 1
     # A label is known by its name, wherever it stands.
     turned = replace(other, log_probs=other.log_probs[..., ::-1])
     there = by_label.sets(other, probs[:2], [LABELS] * 2)
     assert by_label.sets(turned, probs[:2, ::-1], [LABELS[::-1]] * 2)[:, ::-1].tolist() == there.tolist()
+
+
+def test_adaptive_sets_are_never_empty() -> None:
+    p, probs = answers(np.random.default_rng(4), 400)
+    sure = np.array([[0.999, 0.0005, 0.0005]] * 400)
+    rule = find_sets(p, probs, 0.8, "aps", None, [LABELS] * 400)
+    assert rule.sets(p, sure, [LABELS] * 400)[:, 0].all()
+
+
+@pytest.mark.parametrize(("n", "level", "new"), [(99, 0.9, 300), (240, 0.95, 120), (20, 0.5, 1)])
+def test_so_many_held_are_no_surprise(n: int, level: float, new: int) -> None:
+    p, _ = answers(np.random.default_rng(5), new)
+    rule = SetRule("lac", None, level, (SetGroup(None, 0.5, n),))
+    rank = math.ceil((n + 1) * level - 1e-9)
+    assert rule.quantile(p, [LABELS] * new) == betabinom.ppf(0.05, new, rank, n + 1 - rank)
+
+
+def test_groups_add_up() -> None:
+    rng = np.random.default_rng(6)
+    p, _ = answers(rng, 200)
+    groups = (SetGroup("easy", 0.5, 50), SetGroup("hard", 0.5, 30))
+    found = SetRule("lac", "subject", 0.8, groups).quantile(p, [LABELS] * 200)
+    easy = p.subjects.count("easy")
+    draws = sum(
+        rng.binomial(count, rng.beta(math.ceil(51 * 0.8) if n == 50 else math.ceil(31 * 0.8), b, size=20_000))
+        for count, n, b in ((easy, 50, 51 - 41), (200 - easy, 30, 31 - 25))
+    )
+    assert abs((draws < found).mean() - 0.05) < 0.02  # a step of the distribution is up to 1.5%
+    # Of a group with too few to say, or none, every set holds all.
+    few = SetRule("lac", "subject", 0.95, (SetGroup("easy", math.inf, 5),))
+    assert few.quantile(p, [LABELS] * 200) == 200
 
 
 def test_random_parts_are_uniform_and_a_questions_own() -> None:

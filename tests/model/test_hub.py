@@ -22,7 +22,7 @@ from families import save_tiny
 from ripieno import Ensemble
 from ripieno.config import Prompt
 from ripieno.data.question import Question
-from ripieno.errors import EnvironmentFault, UserError
+from ripieno.errors import UserError
 from ripieno.model.adapters import locate
 
 pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")  # PEFT's own
@@ -138,11 +138,14 @@ def test_members_from_the_hub(hub: Hub, tmp_path: Path) -> None:
     assert not any("README" in path for path in hub.asked)  # nothing else is downloaded
     done = ask(["ours/none"], hub, tmp_path / "cache")
     assert "UserError: ours/none: no folder here, and not on the hub: " in done.stderr
+    done = ask(["ours/several"], hub, tmp_path / "cache")
+    assert "UserError: ours/several: holds no adapter_config.json, so it is no PEFT folder; name" in done.stderr
 
 
 def test_what_is_no_adapter(tmp_path: Path) -> None:
-    with pytest.raises(EnvironmentFault, match=r"holds no adapter_config\.json, so it is no PEFT folder"):
+    with pytest.raises(UserError, match=r"holds no adapter_config\.json, so it is no PEFT folder; name the folder of"):
         locate(tmp_path)
-    for source in ("nowhere", "a/b/c/d", tmp_path / "gone"):
+    # Nothing that looks like a path, and no Path, is ever asked of the hub.
+    for source in ("nowhere", "a/b/c/d", "./a/b", "../a/b", "~/a", "/a/b", Path("a/b"), tmp_path / "gone"):
         with pytest.raises(UserError, match=r"no folder, and no hub id \(ORGANISATION/NAME or"):
             locate(source)

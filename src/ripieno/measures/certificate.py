@@ -22,7 +22,7 @@ from ripieno.measures.temperature import apply_temperature, fit_temperature
 from ripieno.measures.uncertainty import Floats, decompose, pool
 from ripieno.predictions import Predictions
 
-SCHEMA = 1
+SCHEMA = 2
 Kind = Literal["confidence", "mi"]
 KINDS: tuple[Kind, ...] = ("confidence", "mi")
 WORDS = {"confidence": "1 - confidence", "mi": "mutual information"}

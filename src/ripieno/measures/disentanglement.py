@@ -7,6 +7,7 @@ the first is uncertainty of the data, the second of the model. de Jong, Sburlea,
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -69,6 +70,18 @@ def disentanglement(noise: Series, size: Series) -> Disentanglement:
         aleatoric_size=_with_loss(size.aleatoric, size),
         epistemic_noise=_with_loss(noise.epistemic, noise),
     )
+
+
+def correlation_by_chance(points: int) -> float:
+    """Return the mean size of Pearson's correlation of two series of so many points that have nothing in common.
+
+        E|r| = Gamma((n - 1) / 2) / (sqrt(pi) Gamma(n / 2)),   normal, independent points
+
+    0.64 for 3 points, 0.5 for 4: of so few an estimate that follows its own cause alone is no 0 with the other's.
+    """
+    if points < 3:
+        raise ValueError(f"{points} points: two series of fewer than 3 always go together")
+    return math.gamma((points - 1) / 2) / (math.sqrt(math.pi) * math.gamma(points / 2))
 
 
 def _with_loss(estimate: Floats, series: Series) -> float:

@@ -33,7 +33,7 @@ _ROUNDING = 1e-9
 
 
 def lac_scores(probs: Floats, mask: NDArray[np.bool_]) -> Floats:
-    """Return one less each choice's probability: the smallest sets on average, some of them empty.
+    """Return one less each choice's probability: the smallest sets on average where the probabilities are right.
 
         s_k = 1 - p_k
 
@@ -55,7 +55,7 @@ def aps_scores(probs: Floats, mask: NDArray[np.bool_], random: Floats) -> Floats
         s_k = sum_{j: p_j > p_k} p_j + u (sum_{j: p_j = p_k} p_j),   u uniform in [0, 1)
 
     Adaptive prediction sets, Romano, Sesia and Candes 2020 (arXiv:2006.02544). Choices of equal probability stand or
-    fall together. Without the random part sets would hold more than 1 - a, how much more nobody could say.
+    fall together. The random part makes sets smaller: without it the last choice would count whole.
 
     Args:
         probs: [N, K], the pooled prediction.
@@ -90,7 +90,7 @@ def threshold(scores: Floats, level: float) -> float:
         raise ValueError(f"level {level} is not between 0 and 1")
     if np.isnan(scores).any():
         raise ValueError("a score is NaN")
-    rank = math.ceil((len(scores) + 1) * level - _ROUNDING)
+    rank = _rank(len(scores), level)
     return float(np.partition(scores, rank - 1)[rank - 1]) if rank <= len(scores) else math.inf
 
 
@@ -108,7 +108,7 @@ def prediction_sets(scores: Floats, mask: NDArray[np.bool_], thresholds: float |
         thresholds: one, or [N] (each question's group's), or [N, K] (each label's).
 
     Returns:
-        bool [N, K]. A set may be empty: then nothing fits as well as right choices do.
+        bool [N, K]. A set may be empty: with LAC nothing fits as well as right choices do, with APS by lot.
     """
     of_choices = np.asarray(thresholds, dtype=np.float64)
     if of_choices.ndim == 1:
@@ -124,7 +124,7 @@ class SetGroup:
     """Questions (or, by label, choices) with a rate of their own.
 
     Args:
-        name: a subject or a label; None for all questions.
+        name: a subject or a label; None for all questions, or by subject for those that have none.
         threshold: a choice is in where its score is at most this; inf where there are too few questions.
         questions: n, that it was found on.
     """
@@ -154,6 +154,8 @@ class SetRule:
     def sets(self, p: Predictions, pooled: Floats, choices: Sequence[Sequence[str]]) -> NDArray[np.bool_]:
         """Return [N, K], which choices are in the sets; all are, of a subject or label that was not certified.
 
+        The likeliest choice is in every set of APS, which only adds to the rate: an empty set would say nothing.
+
         Args:
             p: N questions.
             pooled: [N, K], what was predicted.
@@ -166,7 +168,34 @@ class SetRule:
                 of[n, : len(texts)] = [thresholds.get(text, math.inf) for text in texts]
         else:
             of = np.array([thresholds.get(name, math.inf) for name in _names(p, self.by, choices)])
-        return prediction_sets(_scores(self.score, p, pooled), p.mask, of)
+        sets = prediction_sets(_scores(self.score, p, pooled), p.mask, of)
+        if self.score == "aps":
+            sets[np.arange(len(sets)), pooled.argmax(axis=1)] = True
+        return sets
+
+    def uncertified(self, subjects: Sequence[str | None], choices: Sequence[Sequence[str]]) -> int:
+        """Return how many questions are of no certified subject, or have none but uncertified labels."""
+        known = {group.name for group in self.groups}
+        if self.by == "label":
+            return sum(known.isdisjoint(texts) for texts in choices)
+        return sum(subject not in known for subject in subjects) if self.by == "subject" else 0
+
+    def quantile(self, p: Predictions, choices: Sequence[Sequence[str]], level: float = 0.05) -> int:
+        """Return the fewest right choices in the sets of new questions that are no surprise.
+
+        Given the certification questions a group's rate is no more 1 - a itself, but a draw from Beta(k, n + 1 - k),
+        k = ceil((n + 1) (1 - a)) (Vovk 2012); so many of N are held is beta-binomial, and groups add up.
+
+        Args:
+            p, choices: N questions, each right choice known.
+            level: the share of draws with fewer.
+        """
+        names = _names(p, self.by, choices)
+        held = np.ones(1)
+        for name in set(names):
+            n = next((group.questions for group in self.groups if group.name == name), 0)
+            held = np.convolve(held, _held(names.count(name), n, _rank(n, self.level)))
+        return int(np.searchsorted(held.cumsum(), level))
 
 
 def find_sets(
@@ -180,7 +209,12 @@ def find_sets(
         level: 1 - a.
         score, by: as in `SetRule`.
         choices: N questions' choices, which `label` needs.
+
+    Raises:
+        ValueError: by label, and a question's choices are missing.
     """
+    if by == "label" and not all(choices):
+        raise ValueError("sets by label need every question's choices")
     of_right = _scores(score, p, pooled)[np.arange(len(p.targets)), p.targets]
     names = np.array(_names(p, by, choices), dtype=object)
     groups = []
@@ -197,6 +231,25 @@ def random_parts(question_ids: Sequence[str]) -> Floats:
     """
     bits = [int.from_bytes(hashlib.sha256(f"aps {name}".encode()).digest()[:8], "big") >> 11 for name in question_ids]
     return np.array(bits, dtype=np.float64) / 2**53
+
+
+def _rank(n: int, level: float) -> int:
+    return math.ceil((n + 1) * level - _ROUNDING)
+
+
+def _held(new: int, n: int, rank: int) -> Floats:
+    """Return [new + 1], how probable 0 to `new` held right choices are: beta-binomial; 1 for all where n is too few."""
+    if rank > n:
+        return np.eye(1, new + 1, new)[0]
+    a, b, lgamma = rank, n + 1 - rank, math.lgamma
+
+    def log_beta(x: float, y: float) -> float:
+        return lgamma(x) + lgamma(y) - lgamma(x + y)
+
+    logs = [
+        lgamma(new + 1) - lgamma(k + 1) - lgamma(new - k + 1) + log_beta(a + k, b + new - k) for k in range(new + 1)
+    ]
+    return np.exp(np.array(logs) - log_beta(a, b))
 
 
 def _scores(score: Score, p: Predictions, pooled: Floats) -> Floats:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -23,6 +24,7 @@ from ripieno.config import Adapter
 from ripieno.errors import EnvironmentFault, UserError
 from ripieno.model.hub import snapshot
 
+_HUB_ID = re.compile(r"\w[\w.-]*/\w[\w.-]*(/\w[\w.-]*)?")
 ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors")
 FUSED_ATTENTION = ("query_key_value", "qkv_proj", "c_attn", "Wqkv", "in_proj")
 PEFT_PREFIX = "base_model.model."
@@ -330,22 +332,24 @@ def locate(source: str | Path) -> Path:
     """Return the PEFT folder of an adapter: a folder here, or one of the hub.
 
     Args:
-        source: a folder, ORGANISATION/NAME, or ORGANISATION/NAME/FOLDER for an adapter in a repository of several.
+        source: a folder; or as text ORGANISATION/NAME, or ORGANISATION/NAME/FOLDER for an adapter in a repository of
+            several. What starts with a dot, a slash or `~` is always a path.
 
     Raises:
-        UserError: it is neither, or the hub cannot be reached.
-        EnvironmentFault: the folder holds no adapter.
+        UserError: it is neither, it holds no adapter, or the hub cannot be reached.
     """
     folder = Path(source).expanduser()
-    parts = folder.parts
-    if not folder.is_dir():
-        if folder.is_absolute() or len(parts) not in (2, 3):
-            raise UserError(f"{source}: no folder, and no hub id (ORGANISATION/NAME or ORGANISATION/NAME/FOLDER)")
-        inside = Path(*parts[2:])
-        files = [(inside / name).as_posix() for name in ADAPTER_FILES]
-        folder = snapshot(str(source), "/".join(parts[:2]), files) / inside
-    if not (folder / ADAPTER_FILES[0]).is_file():
-        raise EnvironmentFault(f"{source}: holds no {ADAPTER_FILES[0]}, so it is no PEFT folder")
+    if not folder.exists() and isinstance(source, str) and _HUB_ID.fullmatch(source):
+        organisation, name, *inside = source.split("/")
+        files = ["/".join((*inside, file)) for file in ADAPTER_FILES]
+        folder = snapshot(source, f"{organisation}/{name}", files).joinpath(*inside)
+    elif not folder.is_dir():
+        raise UserError(f"{source}: no folder, and no hub id (ORGANISATION/NAME or ORGANISATION/NAME/FOLDER)")
+    if missing := [file for file in ADAPTER_FILES if not (folder / file).is_file()]:
+        raise UserError(
+            f"{source}: holds no {missing[0]}, so it is no PEFT folder; name the folder of one adapter (in a "
+            "repository of several: ORGANISATION/NAME/FOLDER)"
+        )
     return folder
 
 

@@ -10,13 +10,12 @@ from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from ripieno.measures.certificate import Certificate
 from ripieno.measures.table import Analysis, Comparison, Flow, Row, SizePoint
 from ripieno.predictions import Predictions
 from ripieno.report import compare, figures, promise, story, tables
 from ripieno.report.explorer import Explored
 from ripieno.report.names import MEASURES, OOD_NAMES, SELECTIVE_NAMES
-from ripieno.report.promise import Choices
+from ripieno.report.promise import CertifiedRun
 from ripieno.report.results import EvaluatedSet, Results, evaluated_set, name_of
 from ripieno.report.words import counted
 
@@ -70,8 +69,7 @@ def build(
     predictions: Sequence[Predictions],
     analysis: Analysis,
     explored: Explored | None = None,
-    certificate: Certificate | None = None,
-    choices: Mapping[str, Choices] | None = None,
+    certified: CertifiedRun | None = None,
 ) -> str:
     """Return the report as one HTML file.
 
@@ -81,8 +79,7 @@ def build(
             with fewer choices (`choices_kept`) only serve to compare sets of different numbers of choices.
         analysis: of them.
         explored: the questions for the page's explorer; without them it is left out.
-        certificate: what was promised, where something was certified.
-        choices: of each set's questions, by the set's name and the question's id.
+        certified: what was promised, where something was certified.
     """
     results = Results(analysis, summary.method)
     last = _last(summary, predictions, results)
@@ -94,8 +91,8 @@ def build(
         .get_template("template.html")
         .render(
             summary=summary,
-            findings=story.tell(summary, results, sets, last, certificate),
-            promise=promise.section(certificate, sets, last, choices or {}) if certificate else None,
+            findings=story.tell(summary, results, sets, last, certified),
+            promise=promise.section(certified, sets, last) if certified else None,
             notes=_notes(summary, last),
             facts=_facts(summary),
             columns=tables.COLUMNS,

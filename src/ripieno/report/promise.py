@@ -1,4 +1,4 @@
-"""What was promised (`ripieno certify`), and how it went on questions that it was not made from."""
+"""What was promised (`ripieno certify`), and how it went on questions that had no part in it."""
 
 from __future__ import annotations
 
@@ -16,21 +16,39 @@ from ripieno.report.words import counted, percent
 Choices = Mapping[str, Sequence[str]]  # of each question by its id
 
 
+@dataclass(frozen=True)
+class CertifiedRun:
+    """A run's promise, and the sets that show how it goes.
+
+    Args:
+        certificate: what was promised.
+        choices: of each question by its id, of each set by its name: those that had no part in the promise.
+    """
+
+    certificate: Certificate
+    choices: Mapping[str, Choices]
+
+    def shown(
+        self, sets: Sequence[EvaluatedSet], last: Sequence[Predictions]
+    ) -> list[tuple[EvaluatedSet, Predictions]]:
+        """Return the page's sets that had no part in the promise, with their predictions at the last epoch."""
+        return [(s, p) for s, p in zip(sets, last, strict=True) if s.name in self.choices]
+
+
 @dataclass(frozen=True, slots=True)
 class HeldOut:
     """How a threshold went on a set of questions with known answers.
 
     Args:
         questions, answered, wrong: how many.
-        allowed: the most wrong ones that chance explains at the promised risk, in 95 of 100 draws.
-        covered: whether the promise speaks of such questions: those in domain.
+        allowed: the most wrong ones that chance explains at the promised risk, in 95 of 100 draws; None out of domain,
+            where nothing was promised.
     """
 
     questions: int
     answered: int
     wrong: int
-    allowed: int
-    covered: bool
+    allowed: int | None
 
     @property
     def said(self) -> str:
@@ -43,15 +61,13 @@ class HeldOut:
         if not self.answered:
             return ""
         share = f"answers {percent(self.answered / self.questions)}; "
-        if self.wrong <= self.allowed:
-            return f"{share}up to {self.allowed} by chance"
-        return f"{share}more than the {self.allowed} by chance" + (
-            "" if self.covered else "; nothing was promised here"
-        )
+        if self.allowed is None:
+            return f"{share}nothing was promised here"
+        return f"{share}{'up to' if self.wrong <= self.allowed else 'more than the'} {self.allowed} by chance"
 
 
 @dataclass(frozen=True, slots=True)
-class Promised:
+class Line:
     """One promise as a line of the page's table."""
 
     risk: str
@@ -67,29 +83,30 @@ class Section:
 
     Args:
         confidence: of the promises, in words.
+        sets: that are shown.
         lines: the promise that was asked for, if it could be made, and those that hold all at once.
         coverage: a sentence a set on its prediction sets.
     """
 
     confidence: str
-    lines: tuple[Promised, ...]
+    sets: tuple[EvaluatedSet, ...]
+    lines: tuple[Line, ...]
     coverage: tuple[str, ...]
 
 
-def tell(certificate: Certificate, sets: Sequence[EvaluatedSet], last: Sequence[Predictions]) -> Told:
+def tell(certified: CertifiedRun, sets: Sequence[EvaluatedSet], last: Sequence[Predictions]) -> Told:
     """Answer "What is promised?".
 
     Args:
-        certificate: what was certified.
+        certified: what was promised.
         sets: of the page, in its order.
         last: the predictions of the same sets at the last epoch.
     """
+    certificate = certified.certificate
     risk, sure = at_most(certificate.asked_risk), at_least(certificate.confidence)
     promise = certificate.promise
     if promise is None:
-        others = [
-            f"at most {at_most(p.risk)} wrong when {percent(p.coverage)} are answered" for p in certificate.listed
-        ]
+        others = [f"at most {at_most(p.risk)} wrong, answering {percent(p.coverage)}" for p in certificate.listed]
         points = [f"Why: {refusal(certificate)}."]
         if others:
             points.append(f"What holds at {sure} confidence, all at once: {'; '.join(others)}.")
@@ -99,7 +116,7 @@ def tell(certificate: Certificate, sets: Sequence[EvaluatedSet], last: Sequence[
         f"It answers {_rule(certificate, promise)}: {percent(promise.coverage)} of the "
         f"{counted(promise.questions, 'certification question')}, {promise.errors} of these wrong."
     ]
-    for s, p in zip(sets, last, strict=True):
+    for s, p in certified.shown(sets, last):
         found = _held_out(certificate, promise, s, p)
         if found is not None and found.answered:
             points.append(f"On {s.short} ({s.role}): {found.said} ({found.note}).")
@@ -107,33 +124,22 @@ def tell(certificate: Certificate, sets: Sequence[EvaluatedSet], last: Sequence[
     return Told(verdict, tuple(points), more)
 
 
-def section(
-    certificate: Certificate,
-    sets: Sequence[EvaluatedSet],
-    last: Sequence[Predictions],
-    choices: Mapping[str, Choices],
-) -> Section:
-    """Return the table of promises, each with what came of it on the evaluated sets.
-
-    Args:
-        certificate, sets, last: as in `tell`.
-        choices: of each set's questions, by the set's name.
-    """
+def section(certified: CertifiedRun, sets: Sequence[EvaluatedSet], last: Sequence[Predictions]) -> Section:
+    """Return the table of promises, each with what came of it on the evaluated sets; as `tell`."""
+    certificate, shown = certified.certificate, certified.shown(sets, last)
     promises = [*([certificate.promise] if certificate.promise else []), *certificate.listed]
     lines = [
-        Promised(
+        Line(
             at_most(promise.risk),
             promise is certificate.promise,
             _rule(certificate, promise),
             f"{promise.answered:,} of {promise.questions:,} ({percent(promise.coverage)})",
-            tuple(_held_out(certificate, promise, s, p) for s, p in zip(sets, last, strict=True)),
+            tuple(_held_out(certificate, promise, s, p) for s, p in shown),
         )
         for promise in promises
     ]
-    covered = [
-        said for s, p in zip(sets, last, strict=True) if (said := _coverage(certificate, s, p, choices.get(s.name, {})))
-    ]
-    return Section(at_least(certificate.confidence), tuple(lines), tuple(covered))
+    covered = [said for s, p in shown if (said := _coverage(certificate, s, p, certified.choices[s.name]))]
+    return Section(at_least(certificate.confidence), tuple(s for s, _ in shown), tuple(lines), tuple(covered))
 
 
 def _held_out(certificate: Certificate, promise: Promise, s: EvaluatedSet, p: Predictions) -> HeldOut | None:
@@ -144,7 +150,7 @@ def _held_out(certificate: Certificate, promise: Promise, s: EvaluatedSet, p: Pr
     answered = certificate.rule.uncertainties(known) <= promise.threshold
     wrong = certificate.rule.wrong(known)[answered]
     n = int(answered.sum())
-    return HeldOut(len(known.targets), n, int(wrong.sum()), most_errors(n, promise.risk), not s.out)
+    return HeldOut(len(known.targets), n, int(wrong.sum()), None if s.out else most_errors(n, promise.risk))
 
 
 def _coverage(certificate: Certificate, s: EvaluatedSet, p: Predictions, choices: Choices) -> str | None:
@@ -153,15 +159,17 @@ def _coverage(certificate: Certificate, s: EvaluatedSet, p: Predictions, choices
     N = len(known.targets)
     if not N:
         return None
-    pooled = pool(certificate.rule.probs(known))
-    sets = rule.sets(known, pooled, [choices.get(question_id, ()) for question_id in known.question_ids])
+    of_each = [choices[question_id] for question_id in known.question_ids]
+    sets = rule.sets(known, pool(certificate.rule.probs(known)), of_each)
     held = int(sets[range(N), known.targets].sum())
-    fewest = N - most_errors(N, 1 - rule.level)
-    said = (
-        f"{s.short} ({s.role}): {held:,} of {N:,} sets hold the right choice ({held / N:.1%}); by chance at least "
-        f"{fewest:,}. A set has {sets.sum() / N:.2f} of {known.mask.sum() / N:.2f} choices on average."
+    judged = "nothing was promised here"
+    if not s.out:
+        each = f" for each {rule.by}" if rule.by else ""
+        judged = f"promised: {at_least(rule.level)}{each}; in 95 of 100 draws {rule.quantile(known, of_each):,} or more"
+    return (
+        f"{s.short} ({s.role}): {held:,} of {N:,} sets hold the right choice ({held / N:.1%}; {judged}). A set has "
+        f"{sets.sum() / N:.2f} of {known.mask.sum() / N:.2f} choices on average."
     )
-    return said if held >= fewest or not s.out else f"{said} Nothing was promised here."
 
 
 def _rule(certificate: Certificate, promise: Promise) -> str:

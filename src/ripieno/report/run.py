@@ -12,7 +12,7 @@ import numpy as np
 
 from ripieno import decisions
 from ripieno.data.prompts import TEMPLATES
-from ripieno.data.question import Question, read_questions
+from ripieno.data.question import Question, content_key, read_questions
 from ripieno.data.splits import DatasetName
 from ripieno.errors import EnvironmentFault, UserError
 from ripieno.features import Features, read_features
@@ -27,7 +27,8 @@ from ripieno.parquet import read_parquet
 from ripieno.predictions import Predictions
 from ripieno.report import explorer
 from ripieno.report.build import Summary, build, build_comparison, write_tables
-from ripieno.runs import METHOD, RunFolder, stopped_members
+from ripieno.report.promise import CertifiedRun
+from ripieno.runs import METHOD, RunFolder, sha256_of, stopped_members
 
 
 def report(run: RunFolder, *, costs: Costs | None = None, bins: int = BINS) -> Path:
@@ -51,17 +52,12 @@ def report(run: RunFolder, *, costs: Costs | None = None, bins: int = BINS) -> P
         run.write(run.report / "tables" / name, table)
     questions = _questions(run, evidence)
     explored = explorer.data(evidence.predictions, questions, evidence.out_of_domain, METHOD)
-    promised = decisions.recorded(run)
-    html = build(
-        _summary(run, evidence),
-        [*evidence.predictions, *evidence.matched],
-        analysis,
-        explored,
-        None if promised is None else Certificate.from_json(promised["certificate"]),
-        {name: {question.id: question.choices for question in of_set} for name, of_set in questions.items()},
-    )
+    summary, certified = _summary(run, evidence), None
+    if (promised := decisions.recorded(run)) is not None:
+        certified, why = _certified(run, evidence, questions, promised)
+        summary = replace(summary, notes=(*summary.notes, *why))
     page = run.report / "index.html"
-    run.write(page, html)
+    run.write(page, build(summary, [*evidence.predictions, *evidence.matched], analysis, explored, certified))
     return page
 
 
@@ -246,6 +242,28 @@ def _summary(run: RunFolder, evidence: Evidence) -> Summary:
         notes=tuple(notes(run)),
         config_yaml=(run.path / "config.yaml").read_text(encoding="utf-8"),
     )
+
+
+def _certified(
+    run: RunFolder, evidence: Evidence, questions: Mapping[str, Sequence[Question]], promised: Mapping[str, Any]
+) -> tuple[CertifiedRun | None, list[str]]:
+    """Return the promise, if it is of the members and the epoch that the page shows; and what is left out, and why."""
+    of_epoch, last = promised["asked"]["epoch"], max(p.epoch for p in evidence.predictions)
+    if last != of_epoch:
+        return None, [f"What was promised is of epoch {of_epoch}, and is not shown beside epoch {last}."]
+    # Where a run was copied without its members, its predictions are still theirs.
+    members = {run.path / path: sha256 for path, sha256 in promised["adapters"].items()}
+    if any(file.exists() and sha256_of(file) != sha256 for file, sha256 in members.items()):
+        return None, ["What was promised is of other members than those of this run now, and is not shown."]
+    data = run.config().data
+    deciding = map(DatasetName.parse, (*data.validation, *data.calibration, *data.certification))
+    files = [run.questions(name.folder, name.file) for name in deciding]
+    seen = {content_key(question) for file in files if run.whole(file) for question in read_questions(file)}
+    met = [name for name, of_set in questions.items() if not seen.isdisjoint(map(content_key, of_set))]
+    choices = {name: {q.id: q.choices for q in of_set} for name, of_set in questions.items() if name not in met}
+    return CertifiedRun(Certificate.from_json(promised["certificate"]), choices), [
+        f"{name} holds questions that the promise was made from, so it shows nothing of how it went." for name in met
+    ]
 
 
 def _names(written: Sequence[str]) -> set[str]:

@@ -6,9 +6,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from ripieno.measures.certificate import Certificate
 from ripieno.predictions import Predictions
 from ripieno.report import believed, handover, promise, unfamiliar
+from ripieno.report.promise import CertifiedRun
 from ripieno.report.results import EvaluatedSet, Interval, Results
 from ripieno.report.words import counted, listed, percent, spoken, turned
 
@@ -36,7 +36,7 @@ def tell(
     results: Results,
     sets: Sequence[EvaluatedSet],
     last: Sequence[Predictions],
-    certificate: Certificate | None = None,
+    certified: CertifiedRun | None = None,
 ) -> list[Finding]:
     """Return the page's first screen: the questions a reader has, in their order.
 
@@ -45,9 +45,9 @@ def tell(
         results: what was found.
         sets: of the page, in its order.
         last: the predictions of the same sets at the last epoch.
-        certificate: what was promised, where something was certified.
+        certified: what was promised, where something was certified.
     """
-    promised = [] if certificate is None else [what_promised(certificate, sets, last)]
+    promised = [] if certified is None else [what_promised(certified, sets, last)]
     return [
         trained(summary, sets, again=results.trained_again),
         how_right(results, sets),
@@ -219,9 +219,9 @@ def who_decides(results: Results, sets: Sequence[EvaluatedSet], last: Sequence[P
     return Finding("When should a person decide instead?", told.verdict, told.points, told.more)
 
 
-def what_promised(certificate: Certificate, sets: Sequence[EvaluatedSet], last: Sequence[Predictions]) -> Finding:
+def what_promised(certified: CertifiedRun, sets: Sequence[EvaluatedSet], last: Sequence[Predictions]) -> Finding:
     """Answer "What is promised?": the certified risk, and what came of it on the sets shown."""
-    told = promise.tell(certificate, sets, last)
+    told = promise.tell(certified, sets, last)
     return Finding("What is promised?", told.verdict, told.points, told.more)
 
 
