@@ -6,6 +6,8 @@ import csv
 import io
 import json
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -17,10 +19,34 @@ from ripieno.data.question import read_questions
 README = Path(__file__).parents[2] / "README.md"
 
 
-def block(language: str) -> str:
-    """Return the README's last code block in a language."""
+def block(language: str, place: int = -1) -> str:
+    """Return a code block of the README in a language, by default the last one."""
     blocks = re.findall(rf"```{language}\n(.*?)```", README.read_text(encoding="utf-8"), re.DOTALL)
-    return str(blocks[-1])
+    return str(blocks[place])
+
+
+def commands_of(text: str) -> list[list[str]]:
+    return [line.split("#")[0].split() for line in text.splitlines() if line.startswith("ripieno")]
+
+
+def test_three_commands_lead_from_a_csv_to_a_refusal_or_decisions(
+    tmp_path: Path, base: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    command = [sys.executable, str(README.parent / "examples/support_tickets/make_tickets.py"), "."]
+    subprocess.run([*command, "--count", "400", "--new", "25"], check=True)
+    init, train, predict = (command[1:] for command in commands_of(block("console", 1)))
+    assert (init[0], train[0], predict[0]) == ("init", "train", "predict")
+    works(*init)
+    works(*train, "--set", f"base.model={base}", "--set", "training.epochs=1", "--set", "adapter.rank=2")
+    done = ripieno(*predict)
+    # A tiny model of random weights routes no better than chance.
+    assert "Cannot be promised: at most 5% wrong among the answered, at 95% confidence." in done.out
+    assert done.code == 2
+    assert "ripieno: --max-risk 0.05: was not promised; give 0." in done.err
+    listed = re.findall(r"  at most ([\d.]+)% wrong", done.out)
+    works(*predict[:-1], str(float(listed[-1]) / 100))
+    assert len((tmp_path / "decided.csv").read_text(encoding="utf-8").splitlines()) == 26
 
 
 def test_files_commands_and_python_of_the_readme_work(
@@ -37,7 +63,7 @@ def test_files_commands_and_python_of_the_readme_work(
     small = [f"base.model={base}", "training.members=2", "training.epochs=1"]
     settings = [part for setting in small for part in ("--set", setting)]
 
-    commands = [line.split("#")[0].split() for line in block("console").splitlines() if line.startswith("ripieno")]
+    commands = commands_of(block("console"))
     verbs = ["datasets", "train", "evaluate", "report", "analyze", "read", "certify", "predict"]
     assert [command[1] for command in commands] == verbs
     (tmp_path / "notes.txt").write_text("A plant grows near the window.\n", encoding="utf-8")

@@ -107,7 +107,7 @@ def test_nothing_answered_and_everything_answered() -> None:
     assert (line.sets[0].said, line.sets[0].note) == ("none answered", "")
     every = replace(certificate, promise=replace(certificate.promise, threshold=math.inf))
     line = promise.section(run_of(every), [HOME], [FAMILIAR]).lines[0]
-    assert line.rule == "every question"
+    assert line.when == "always"
     assert line.sets[0] is not None
     assert line.sets[0].answered == 400
 

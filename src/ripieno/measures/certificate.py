@@ -25,7 +25,6 @@ from ripieno.predictions import Predictions
 SCHEMA = 2
 Kind = Literal["confidence", "mi"]
 KINDS: tuple[Kind, ...] = ("confidence", "mi")
-WORDS = {"confidence": "1 - confidence", "mi": "mutual information"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +47,16 @@ class Rule:
         """Return [N], the uncertainty that is held against a threshold."""
         probs = self.probs(p)
         return decompose(probs).epistemic if self.uncertainty == "mi" else 1.0 - pool(probs).max(axis=1)
+
+    def when(self, threshold: float) -> str:
+        """Say which questions are answered at a threshold: "when at least 94.6% sure"."""
+        if threshold == math.inf:
+            return "always"
+        if threshold < 0:
+            return "never"
+        if self.uncertainty == "mi":
+            return f"when the members disagree by at most {threshold:.4f} nats"
+        return f"when at least {1 - threshold:.1%} sure"
 
     def wrong(self, p: Predictions) -> Floats:
         """Return [N], 1 where the pooled answer is not the right one; every right one must be known."""
@@ -240,7 +249,9 @@ def refusal(certificate: Certificate) -> str:
         return f"{why}; {certificate.validation:,} validation questions are too few to tell how many labels would do"
     if needed <= certificate.questions:
         return f"{why}; by the validation questions {needed:,} would usually have done"
-    return f"{why}; by the validation questions about {needed:,} labelled ones would do"
+    step = 10 ** max(len(str(needed)) - 2, 0)  # two digits, rounded up: it is an estimate
+    about = -(-needed // step) * step
+    return f"{why}; by the validation questions about {about:,} labelled ones would do"
 
 
 def _finite(value: Any) -> Any:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from ripieno.measures.certificate import WORDS, Certificate, refusal
+from ripieno.measures.certificate import Certificate, refusal
 from ripieno.measures.certify import Promise, at_least, at_most, most_errors
 from ripieno.measures.uncertainty import pool
 from ripieno.predictions import Predictions
@@ -72,7 +72,7 @@ class Line:
 
     risk: str
     asked: bool
-    rule: str
+    when: str
     coverage: str
     sets: tuple[HeldOut | None, ...]
 
@@ -113,7 +113,7 @@ def tell(certified: CertifiedRun, sets: Sequence[EvaluatedSet], last: Sequence[P
         return Told(f"That at most {risk} of the answered are wrong cannot be promised.", tuple(points))
     verdict = f"At most {risk} wrong among the answered, at {sure} confidence, on questions like the certified ones."
     points = [
-        f"It answers {_rule(certificate, promise)}: {percent(promise.coverage)} of the "
+        f"It answers {certificate.rule.when(promise.threshold)}: {percent(promise.coverage)} of the "
         f"{counted(promise.questions, 'certification question')}, {promise.errors} of these wrong."
     ]
     for s, p in certified.shown(sets, last):
@@ -132,7 +132,7 @@ def section(certified: CertifiedRun, sets: Sequence[EvaluatedSet], last: Sequenc
         Line(
             at_most(promise.risk),
             promise is certificate.promise,
-            _rule(certificate, promise),
+            certificate.rule.when(promise.threshold),
             f"{promise.answered:,} of {promise.questions:,} ({percent(promise.coverage)})",
             tuple(_held_out(certificate, promise, s, p) for s, p in shown),
         )
@@ -170,11 +170,3 @@ def _coverage(certificate: Certificate, s: EvaluatedSet, p: Predictions, choices
         f"{s.short} ({s.role}): {held:,} of {N:,} sets hold the right choice ({held / N:.1%}; {judged}). A set has "
         f"{sets.sum() / N:.2f} of {known.mask.sum() / N:.2f} choices on average."
     )
-
-
-def _rule(certificate: Certificate, promise: Promise) -> str:
-    if promise.threshold == float("inf"):
-        return "every question"
-    if certificate.rule.uncertainty == "confidence":
-        return f"from {1 - promise.threshold:.1%} sure"
-    return f"where {WORDS[certificate.rule.uncertainty]} is at most {promise.threshold:.4f} nats"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 
-from ripieno.measures.certificate import WORDS, Certificate, refusal
+from ripieno.measures.certificate import Certificate, refusal
 from ripieno.measures.certify import Plan, at_least, at_most
 from ripieno.measures.sets import SetGroup, SetRule, fewest_questions
 from ripieno.measures.table import Analysis, Comparison, Row
@@ -160,28 +160,26 @@ def _name(dataset: str, split: str) -> str:
 def certified(certificate: Certificate) -> Iterator[str]:
     """Yield what was promised, or why it cannot be, and what else can."""
     asked, sure = at_most(certificate.asked_risk), at_least(certificate.confidence)
-    what, promise = WORDS[certificate.rule.uncertainty], certificate.promise
+    when, promise = certificate.rule.when, certificate.promise
     if promise is None:
         yield f"Cannot be promised: at most {asked} wrong among the answered, at {sure} confidence."
         yield f"  Why: {refusal(certificate)}."
     else:
         yield f"Promised: at most {asked} wrong among the answered, at {sure} confidence, for questions like these."
         yield (
-            f"  Answer {_where(what, promise.threshold)}: {promise.answered:,} of the {promise.questions:,} "
+            f"  Answer {when(promise.threshold)}: {promise.answered:,} of the {promise.questions:,} "
             f"certification questions ({promise.coverage:.0%}), {promise.errors:,} of them wrong."
         )
     if certificate.listed:
         yield f"A statement of its own, also at {sure}: these risks hold all at once, for a risk not named beforehand:"
         for listed in certificate.listed:
-            where = _where(what, listed.threshold)
-            yield f"  at most {at_most(listed.risk)} wrong: answers {listed.coverage:.0%} ({where})"
+            yield f"  at most {at_most(listed.risk)} wrong: answers {listed.coverage:.0%} ({when(listed.threshold)})"
     else:
         yield "No other risk can be promised from these questions either."
     yield from _sets(certificate.sets)
     if (saving := certificate.saving) is not None:
-        where = _where(what, saving.threshold)
         yield (
-            f"At {saving.error:g} an error and {saving.handover:g} a hand-over: answer {where} "
+            f"At {saving.error:g} an error and {saving.handover:g} a hand-over: answer {when(saving.threshold)} "
             f"({saving.answered:.0%}). That costs {saving.cost:.3g} a question, {saving.saving:.3g} "
             f"[{saving.low:.3g}, {saving.high:.3g}] less than the better of answering all and none."
         )
@@ -222,9 +220,3 @@ def planned(plans: Sequence[Plan], risk: float, confidence: float) -> Iterator[s
     for plan in plans:
         answers = f"{plan.answered:.0%}" if plan.promised else "-"
         yield f"{plan.labels:>24,}{plan.promised:>18.0%}{answers:>15}{plan.broken:>9.1%}"
-
-
-def _where(what: str, threshold: float) -> str:
-    if threshold == math.inf:
-        return "every question"
-    return f"where {what} is at most {threshold:.4g}" if threshold >= 0 else "no question"
