@@ -38,8 +38,8 @@ from ripieno.runs import METHOD
 
 SHARES = (8, 4, 2, 1)  # one part in so many
 NOISES = (0.0, 0.2, 0.4)
-EPOCHS = 2  # on all of the questions
-BATCH = 8  # questions a step
+EPOCHS = 1  # on all of the questions
+BATCH = 4  # questions a step
 
 
 @dataclass(frozen=True)
@@ -181,7 +181,7 @@ def main() -> None:
     options.add_argument("folder", type=Path)
     options.add_argument("--train", default="commonsense_qa/validation[0%:80%]", help="questions to learn from")
     options.add_argument("--test", default="commonsense_qa/validation[80%:100%]", help="questions to ask")
-    options.add_argument("--questions", type=int, default=256, help="how many are all of them; a multiple of 64")
+    options.add_argument("--questions", type=int, default=256, help="how many are all of them; a multiple of 32")
     options.add_argument("--members", type=int, default=3)
     options.add_argument("--base", default="embedded:SmolLM2-135M-Instruct", help="a hub id, a folder or a .gguf file")
     options.add_argument("--learning-rate", type=float, default=4e-4)

@@ -148,6 +148,14 @@ def evaluate(
     choices: Annotated[
         int | None, typer.Option(min=2, help="Ask again with wrong choices dropped at random to this many.")
     ] = None,
+    method: Annotated[
+        str | None,
+        typer.Option(
+            help="Ask draws of one member, at the last epoch: `checkpoints` (of its last epochs) or `dropout` (masks)."
+        ),
+    ] = None,
+    draws: Annotated[int | None, typer.Option(help="With --method: how many; as many as members by default.")] = None,
+    member: Annotated[int | None, typer.Option(help="With --method: whose; 0 by default.")] = None,
     data_dir: DataDir = None,
     quiet: Quiet = False,
 ) -> None:
@@ -157,13 +165,18 @@ def evaluate(
     folder = _run(run)
     config = folder.config()
     if tokens == "all":
-        if choices is not None or store_top or fixed_letters or unconditional:
+        if choices is not None or store_top or fixed_letters or unconditional or method:
             raise UserError(
                 "--tokens all reads questions with their right answers; only --dataset and --epoch go with it"
             )
         _evaluate_tokens(folder, dataset or [], epoch, data_dir, quiet)
         return
-    epochs = _epochs(epoch or "all", config.training.epochs)
+    if method is None and (draws is not None or member is not None):
+        raise UserError("--draws and --member: say of which --method")
+    sampling = None
+    if method is not None:
+        sampling = experiment.Sampling(method, config.training.members if draws is None else draws, member or 0)
+    epochs = _epochs(epoch or ("last" if sampling else "all"), config.training.epochs)
     with _progress(config, data_dir, quiet, training=False, evaluating=not dataset, choices=choices) as progress:
         extras: dict[str, Any] = {"fixed_letters": True} if fixed_letters else {}
         if unconditional:
@@ -172,7 +185,14 @@ def evaluate(
             extras["store_top"] = int(store_top) if store_top.isdigit() else store_top
         names = dataset or []
         files = experiment.evaluate(
-            folder, names, epochs, choices=choices, extras=extras, data_dir=data_dir, progress=progress
+            folder,
+            names,
+            epochs,
+            choices=choices,
+            extras=extras,
+            sampling=sampling,
+            data_dir=data_dir,
+            progress=progress,
         )
     typer.echo(f"{len(files)} files of predictions in {run / 'predictions'}. Next: ripieno report {run}")
 

@@ -16,7 +16,7 @@ from ripieno.data.question import Question, content_key, questions_to_parquet, r
 from ripieno.data.splits import DatasetName
 from ripieno.data.splits import load as load_dataset
 from ripieno.decisions import Certified, Decision
-from ripieno.errors import EnvironmentFault, UserError
+from ripieno.errors import UserError
 from ripieno.measures.shift import FEWEST, Shift
 from ripieno.model import backbone as backbones
 from ripieno.model.adapters import AdapterStack, locate, read_base_name, read_peft_config
@@ -45,6 +45,7 @@ class Ensemble:
         evaluation: longest prompt, and what else to store.
         members_per_pass: members that share a forward pass.
         positions: of the members that answer, in the engine's stack; () asks the base alone.
+        dropout_seeds: of each position's dropout masks (Monte Carlo dropout); None: nothing is dropped.
         certified: what was promised of a run's last epoch, and on which questions.
     """
 
@@ -55,6 +56,7 @@ class Ensemble:
     evaluation: Evaluation
     members_per_pass: int
     positions: Sequence[int]
+    dropout_seeds: Sequence[int] | None = None
     certified: Certified | None = None
 
     @classmethod
@@ -203,7 +205,8 @@ class Ensemble:
         full = FULL_CPU_TOKENS if self.engine.backbone.device.type == "cpu" else FULL_GPU_TOKENS
         # Questions enough fill the passes of one member, and its update can be merged; fewer are asked of several.
         per_pass = 1 if sum(tree.read for tree in asked.trees) >= full else self.members_per_pass
-        return predict(self.engine, positions, asked, self.prompt, self.evaluation, per_pass, progress)
+        seeds = self.dropout_seeds and [self.dropout_seeds[p] for p in positions]
+        return predict(self.engine, positions, asked, self.prompt, self.evaluation, per_pass, progress, seeds)
 
 
 def decide(compute: Compute, device: torch.device, members: int, step_tokens: int | None = None) -> Compute:
@@ -259,27 +262,6 @@ def few_shot_pool(prompt: Prompt, data: Data | None = None, data_dir: Path | Non
         return []
     seed, labels = (data.seed, data.labels) if data else (0, None)
     return load_dataset(prompt.few_shot.dataset, data_dir=data_dir, seed=seed, labels=labels).questions
-
-
-def require_adapter(run: RunFolder, member: int, epoch: int) -> None:
-    """Check that a member's adapter of an epoch is there and whole.
-
-    Raises:
-        UserError: the member is not trained so far.
-        EnvironmentFault: its files were written, and are missing or damaged.
-    """
-    files = run.adapter_files(member, epoch)
-    if run.whole(*files):
-        return
-    written = {line["path"] for line in run.lines("checksums.jsonl")}
-    if all(file.relative_to(run.path).as_posix() in written for file in files):
-        raise EnvironmentFault(
-            f"{files[1]}: missing or damaged; remove {run.adapter(member, 1).parent}, then `ripieno train` with the "
-            "run's config trains that member again"
-        )
-    raise UserError(
-        f"{run.path}: member {member} is not trained to epoch {epoch}; `ripieno train` with the run's config goes on"
-    )
 
 
 def evaluated_sets(config: Config) -> list[DatasetName]:

@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 import torch
 
 from ripieno import config as configs
-from ripieno import measures, provenance
+from ripieno import measures, methods, provenance
 from ripieno.config import Config, Evaluation
 from ripieno.data import splits
 from ripieno.data.matching import Matched, match_questions
@@ -29,7 +29,6 @@ from ripieno.ensemble import (
     few_shot_pool,
     load_base,
     questions_of,
-    require_adapter,
 )
 from ripieno.errors import UserError
 from ripieno.model import backbone as backbones
@@ -42,7 +41,7 @@ from ripieno.predictions import Predictions, concatenate
 from ripieno.progress import TRAINING_COST, Progress
 from ripieno.prompt_features import TRAINING_FEATURES, make_features, of_analysis
 from ripieno.report.run import report
-from ripieno.runs import BASE, METHOD, RunFolder, adapter_epochs
+from ripieno.runs import BASE, METHOD, RunFolder, adapter_epochs, require_adapter
 from ripieno.training.loop import Examples, Trainer
 
 # Of a config's `evaluation`: what else is stored, moving no prediction.
@@ -211,6 +210,21 @@ def _digest(roles: Roles) -> str:
 
 
 @dataclass(frozen=True)
+class Sampling:
+    """Several answers of one member in place of the ensemble's.
+
+    Args:
+        method: one of `ripieno.methods`.
+        draws: how many.
+        member: whose.
+    """
+
+    method: str
+    draws: int
+    member: int = 0
+
+
+@dataclass(frozen=True)
 class Job:
     """One file of predictions to make: a data set as the members (or the base) answer it after an epoch."""
 
@@ -219,11 +233,16 @@ class Job:
     members: dict[int, int]  # member -> the epoch of the adapter it answers with; {} for the base
     file: Path
     choices: int | None = None  # to how many each question is reduced
+    sampling: Sampling | None = None
 
     @property
     def method(self) -> str:
         """Whose predictions they are."""
-        return METHOD if self.epoch else BASE
+        return _method(self.epoch, self.sampling)
+
+
+def _method(epoch: int, sampling: Sampling | None) -> str:
+    return sampling.method if sampling else METHOD if epoch else BASE
 
 
 def evaluate(
@@ -233,6 +252,7 @@ def evaluate(
     *,
     choices: int | None = None,
     extras: Mapping[str, Any] | None = None,
+    sampling: Sampling | None = None,
     data_dir: Path | None = None,
     progress: Progress | None = None,
 ) -> list[Path]:
@@ -248,6 +268,7 @@ def evaluate(
         epochs: 0 (the base) to E; by default all (of the calibration sets, the first and the last).
         choices: ask (the test and out-of-domain sets by default) with wrong choices dropped at random to so many.
         extras: keys of the config's `evaluation` to change, such as {"store_top": "all"}.
+        sampling: ask draws of one member, by default at the last epoch, and neither base nor ensemble.
         data_dir: a folder with originally released data files, for sets that the run does not hold yet.
         progress: advanced by one a member and question.
 
@@ -255,7 +276,8 @@ def evaluate(
         The files of predictions, those that were there among them.
 
     Raises:
-        UserError: an epoch or a set does not exist, the epoch is not trained, or no question has so many choices.
+        UserError: an epoch, a set or a method does not exist, the epoch is not trained, no question has so many
+            choices, or the run was not trained in a way that the method can draw from.
     """
     if choices is not None and choices < 2:
         raise UserError(f"--choices {choices}: a question needs 2 at least")
@@ -263,8 +285,10 @@ def evaluate(
     if extras:
         changed = {**config.model_dump(), "evaluation": {**config.evaluation.model_dump(), **extras}}
         config = configs.parse(changed, str(run.path))
+    if sampling is not None:
+        epochs = _sampled_epochs(run, config, sampling, epochs)
     with run.lock():
-        jobs = _jobs(run, config, datasets, epochs, choices)
+        jobs = _jobs(run, config, datasets, epochs, choices, sampling)
         sets = {job.name: questions_of(run, config, job.name, data_dir) for job in jobs}
         if not datasets and choices is None:
             jobs += _matched_jobs(run, config, jobs, sets)
@@ -272,8 +296,8 @@ def evaluate(
 
         @cache
         def ensemble() -> Ensemble:
-            backbone = load_base(run, config.base, config.compute)
-            return assemble(config, backbone, range(config.training.members), data_dir)
+            members = [sampling.member] * sampling.draws if sampling else range(config.training.members)
+            return assemble(config, load_base(run, config.base, config.compute), members, data_dir)
 
         answered: tuple[Job, Sequence[Question]] | None = None
         for job in jobs:
@@ -284,7 +308,8 @@ def evaluate(
                 # What was stored once is not lost when something else is asked for.
                 evaluation = _with_stored(evaluation, stored)
                 if evaluation.model_dump(include=EXTRAS) == stored:
-                    progress.advance(max(len(job.members), 1) * len(matched.questions))
+                    answers = sampling.draws if sampling else max(len(job.members), 1)
+                    progress.advance(answers * len(matched.questions))
                     continue
             p = _answer(run, replace(ensemble(), evaluation=evaluation), job, matched.questions, progress)
             about: dict[str, Any] = {"inputs": inputs, "extras": evaluation.model_dump(include=EXTRAS)}
@@ -293,7 +318,7 @@ def evaluate(
                 about |= {"choices": job.choices, "choices_left_out": left_out}
             p = replace(p, metadata={**provenance.metadata(run, config), **about, **p.metadata})
             run.write(job.file, to_parquet(p))
-            if job.members:
+            if job.members and not job.sampling:
                 answered = job, matched.questions
         if answered:
             _say_noise_floor(ensemble(), *answered, progress)
@@ -302,8 +327,25 @@ def evaluate(
     return [job.file for job in jobs]
 
 
+def _sampled_epochs(run: RunFolder, config: Config, sampling: Sampling, epochs: Sequence[int] | None) -> Sequence[int]:
+    """Check what is to be sampled, and return after which epochs."""
+    methods.named(sampling.method)
+    if not 0 <= sampling.member < config.training.members:
+        raise UserError(f"--member {sampling.member}: {run.path} has members 0 to {config.training.members - 1}")
+    if sampling.draws < 1:
+        raise UserError(f"--draws {sampling.draws}: give 1 at least")
+    if epochs and 0 in epochs:
+        raise UserError(f"--epoch 0: is the base, which was not trained; {sampling.method} takes 1 and later ones")
+    return epochs or [config.training.epochs]
+
+
 def _jobs(
-    run: RunFolder, config: Config, datasets: Sequence[str], epochs: Sequence[int] | None, choices: int | None
+    run: RunFolder,
+    config: Config,
+    datasets: Sequence[str],
+    epochs: Sequence[int] | None,
+    choices: int | None,
+    sampling: Sampling | None = None,
 ) -> list[Job]:
     last, data = config.training.epochs, config.data
     if epochs is not None and not all(0 <= epoch <= last for epoch in epochs):
@@ -316,16 +358,16 @@ def _jobs(
     for text, of_epochs in dict(wanted).items():
         name = DatasetName.parse(text)
         for epoch in of_epochs:
-            members = adapter_epochs(run, range(config.training.members), epoch) if epoch else {}
+            asked = [sampling.member] if sampling else range(config.training.members)
+            members = adapter_epochs(run, asked, epoch) if epoch else {}
             if epoch and not members:
                 if epochs is None:
                     continue
                 raise UserError(f"{run.path}: no member is left at epoch {epoch}; their training failed, see status")
             for member, at in members.items():
                 require_adapter(run, member, at)
-            method = METHOD if epoch else BASE
-            file = run.predictions(name.folder, name.file, method, epoch, choices)
-            jobs.append(Job(name, epoch, members, file, choices))
+            file = run.predictions(name.folder, name.file, _method(epoch, sampling), epoch, choices)
+            jobs.append(Job(name, epoch, members, file, choices, sampling))
     return jobs
 
 
@@ -379,10 +421,16 @@ def _answer(
 ) -> Predictions:
     progress.describe(f"asking {job.name.written}, " + (f"epoch {job.epoch}" if job.epoch else "the base"))
     timer = Timer(ensemble.engine.meter)
-    for member, at in job.members.items():
-        ensemble.stack.load_peft(member, run.adapter(member, at))
+    positions = list(job.members)
+    if job.sampling:
+        [(member, at)] = job.members.items()
+        seeds = methods.named(job.sampling.method).sample(run, ensemble.stack, member, at)
+        ensemble, positions = replace(ensemble, dropout_seeds=seeds), list(range(job.sampling.draws))
+    else:
+        for member, at in job.members.items():
+            ensemble.stack.load_peft(member, run.adapter(member, at))
     asked = ensemble.encode(questions, bare=ensemble.evaluation.unconditional)
-    p = ensemble.answer(asked, list(job.members), progress)
+    p = ensemble.answer(asked, positions, progress)
     answered = set(p.question_ids)
     dropped = [question.id for question in questions if question.id not in answered]
     line = {"what": "evaluate", "dataset": job.name.written, "epoch": job.epoch}
@@ -416,7 +464,8 @@ def _say_noise_floor(ensemble: Ensemble, job: Job, questions: Sequence[Question]
 def _inputs(run: RunFolder, config: Config, job: Job, questions: Sequence[Question]) -> str:
     """Return a sha256 of all that decides a file of predictions."""
     parts = (config.adapter, config.prompt, config.evaluation)
-    how = [config.base.dtype, *(part.model_dump(mode="json", exclude=EXTRAS) for part in parts)]
+    sampled = [] if job.sampling is None else [asdict(job.sampling)]
+    how = [config.base.dtype, *sampled, *(part.model_dump(mode="json", exclude=EXTRAS) for part in parts)]
     return provenance.inputs(run, how, questions, job.members)
 
 

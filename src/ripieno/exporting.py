@@ -16,7 +16,7 @@ from torch import Tensor
 
 from ripieno.config import Compute, Config
 from ripieno.data.splits import DatasetName
-from ripieno.ensemble import load_base, questions_of, require_adapter
+from ripieno.ensemble import load_base, questions_of
 from ripieno.errors import EnvironmentFault, UserError
 from ripieno.experiment import assemble
 from ripieno.measures.bootstrap import paired_interval
@@ -24,7 +24,7 @@ from ripieno.measures.table import Analysis, Row
 from ripieno.predictions import concatenate
 from ripieno.progress import Progress
 from ripieno.report.run import read_analysis
-from ripieno.runs import METHOD, RunFolder, adapter_epochs
+from ripieno.runs import METHOD, RunFolder, adapter_epochs, require_adapter
 
 SHOWN = ("accuracy", "nll", "ece")  # on a card
 Tensors = dict[str, Tensor]

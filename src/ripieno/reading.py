@@ -15,13 +15,13 @@ from ripieno import measures, provenance, tokens
 from ripieno.config import Config
 from ripieno.data.question import Question, Text, read_texts
 from ripieno.data.splits import DatasetName
-from ripieno.ensemble import Ensemble, evaluated_sets, few_shot_pool, load_base, questions_of, require_adapter
+from ripieno.ensemble import Ensemble, evaluated_sets, few_shot_pool, load_base, questions_of
 from ripieno.errors import EnvironmentFault, UserError
 from ripieno.model import reading
 from ripieno.model.trees import SpelledText
 from ripieno.progress import Progress
 from ripieno.report import heatmap
-from ripieno.runs import BASE, METHOD, RunFolder, adapter_epochs, sha256_of, write_atomically
+from ripieno.runs import BASE, METHOD, RunFolder, adapter_epochs, require_adapter, sha256_of, write_atomically
 from ripieno.tokens import Summary, Tokens
 
 

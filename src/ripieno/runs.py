@@ -253,3 +253,24 @@ def adapter_epochs(run: RunFolder, members: Sequence[int], epoch: int) -> dict[i
         elif kept is not None:
             answering[member] = kept
     return answering
+
+
+def require_adapter(run: RunFolder, member: int, epoch: int) -> None:
+    """Check that a member's adapter of an epoch is there and whole.
+
+    Raises:
+        UserError: the member is not trained so far.
+        EnvironmentFault: its files were written, and are missing or damaged.
+    """
+    files = run.adapter_files(member, epoch)
+    if run.whole(*files):
+        return
+    written = {line["path"] for line in run.lines("checksums.jsonl")}
+    if all(file.relative_to(run.path).as_posix() in written for file in files):
+        raise EnvironmentFault(
+            f"{files[1]}: missing or damaged; remove {run.adapter(member, 1).parent}, then `ripieno train` with the "
+            "run's config trains that member again"
+        )
+    raise UserError(
+        f"{run.path}: member {member} is not trained to epoch {epoch}; `ripieno train` with the run's config goes on"
+    )

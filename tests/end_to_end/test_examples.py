@@ -53,4 +53,4 @@ def test_data_and_noise(base: Path, tmp_path: Path) -> None:
     for folder in (path for path in (tmp_path / "out").iterdir() if path.is_dir()):
         lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
         steps.add(sum(line["kind"] == "step" for line in lines))
-    assert steps == {2 * 2 * 8}
+    assert steps == {2 * 64 // 4}

@@ -92,8 +92,7 @@ class PackedEngine:
         """Return the branches' summed log-likelihoods, in order, and the answers' logits with their log-sum-exps."""
         if torch.is_grad_enabled():
             self.cache.clear()  # a step changes the weights: what was kept of them will not be found again
-        # With dropout each question has masks of its own, so no two compute the same of what they share.
-        alone = seeds is not None and self._dropout
+        alone = self._alone(seeds)
         shared = [[0] * len(of_member) if alone else shared_fronts(of_member) for of_member in trees]
         return self._likelihoods(members, trees, lay_out(trees, shared, self.backbone.device), seeds)
 
@@ -108,15 +107,15 @@ class PackedEngine:
         return found.view(len(rows), -1)
 
     def scan(
-        self, members: Sequence[int], trees: Sequence[TokenTree], budget: int
+        self, members: Sequence[int], trees: Sequence[TokenTree], budget: int, seeds: Sequence[int] | None = None
     ) -> Iterator[tuple[list[int], tuple[Tensor, Tensor, Tensor]]]:
         """Yield which trees a pass reads, and what it says of them (as `likelihoods`, member by member).
 
         Shared tokens are computed once, before the first pass that needs them; a pass is filled with rows of as many
-        shared fronts as it takes.
+        shared fronts as it takes. Under dropout nothing is shared.
         """
         of_members = [self.stack.digest(p) for p in members] if self.stack and members else [""]
-        shared = shared_fronts(trees)
+        shared = [0] * len(trees) if self._alone(seeds) else shared_fronts(trees)
         fronts = [tree.question[:n] for tree, n in zip(trees, shared, strict=True)]
         own = [cost(tree, n) for tree, n in zip(trees, shared, strict=True)]
         order = sorted(range(len(trees)), key=lambda n: (fronts[n], own[n]), reverse=True)
@@ -134,7 +133,7 @@ class PackedEngine:
                 lambda p, front: places[front] * len(of_members) + p,  # noqa: B023 (used at once)
                 known,
             )
-            yield index, self._likelihoods(members, some, stream, None)
+            yield index, self._likelihoods(members, some, stream, seeds)
 
     def _compute(
         self,
@@ -179,6 +178,10 @@ class PackedEngine:
     @property
     def _dropout(self) -> bool:
         return self.stack is not None and self.stack.config.dropout > 0
+
+    def _alone(self, seeds: Sequence[int] | None) -> bool:
+        """Whether each question has dropout masks of its own, so that no two compute the same of what they share."""
+        return seeds is not None and self._dropout
 
     def _likelihoods(
         self,

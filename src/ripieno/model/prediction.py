@@ -36,17 +36,19 @@ def predict(
     evaluation: Evaluation,
     members_per_pass: int,
     progress: Progress | None = None,
+    dropout_seeds: Sequence[int] | None = None,
 ) -> Predictions:
     """Return what each member answers to each question; all members see the same prompts.
 
     Args:
         engine: the base with the members' adapters.
-        positions: of the members in the engine's stack; () asks the base alone, as member 0.
+        positions: M of them, of the members in the engine's stack; () asks the base alone, as member 0.
         asked: N questions, encoded.
         prompt: the scoring rule.
         evaluation: what else to store.
         members_per_pass: members that share a forward pass.
         progress: advanced by one a member and question.
+        dropout_seeds: M seeds of dropout masks; None for none.
     """
     trees = asked.trees
     N, K = len(trees), max(len(tree.branches) for tree in trees)
@@ -58,7 +60,7 @@ def predict(
     for number, group in enumerate(groups or [()]):
         P = max(len(group), 1)
         rows = slice(number * members_per_pass, number * members_per_pass + P)
-        for index, result in engine.scan(group, trees):
+        for index, result in engine.scan(group, trees, dropout_seeds=dropout_seeds[rows] if dropout_seeds else None):
             width = result.choices.shape[-1]
             of_choices = choice_log_probs(result.choices, [[trees[n] for n in index]] * P, prompt.normalisation)
             log_probs[rows, index, :width] = of_choices.cpu().numpy()

@@ -180,30 +180,36 @@ class Engine:
 
     @torch.inference_mode()
     def scan(
-        self, members: Sequence[int], trees: Sequence[TokenTree], batch_tokens: int | None = None
+        self,
+        members: Sequence[int],
+        trees: Sequence[TokenTree],
+        batch_tokens: int | None = None,
+        dropout_seeds: Sequence[int] | None = None,
     ) -> Iterator[tuple[list[int], Scores]]:
         """Score the same questions with P members, pass by pass; yield which of them a pass read, and their scores.
 
         One member alone on a float32 base runs with its update merged into copies of the targeted weights.
 
         Args:
-            members: P positions in the stack, or () for the base alone.
+            members: P positions in the stack (one may stand there several times), or () for the base alone.
             trees: N of them.
             batch_tokens: most tokens in a pass; the engine's own for None.
+            dropout_seeds: P seeds of dropout masks; None for none.
         """
         budget = batch_tokens or self.batch_tokens
         P = max(len(members), 1)
-        merged = self.stack.merged(members[0]) if self.stack and len(members) == 1 else nullcontext()
+        one = self.stack is not None and len(members) == 1 and dropout_seeds is None
+        merged = self.stack.merged(members[0]) if self.stack and one else nullcontext()
         with merged:
             if self.packed:
-                for index, found in self.packed.scan(members, trees, budget):
+                for index, found in self.packed.scan(members, trees, budget, dropout_seeds):
                     yield index, _scores(found, [[trees[n] for n in index]] * P)
                 return
             order = sorted(range(len(trees)), key=lambda n: trees[n].length, reverse=True)
             rows = [[trees[n] for n in order]] * P
             for part in cut(rows, budget, self.whole_sequences):
                 some = [of_member[part] for of_member in rows]
-                yield order[part], _scores(self.padded.likelihoods(members, some, None), some)
+                yield order[part], _scores(self.padded.likelihoods(members, some, dropout_seeds), some)
 
     def text_likelihoods(
         self,
