@@ -22,6 +22,7 @@ LAYERS = (
     "exporting",
     "importing",
     "experiment",
+    "evaluation",
     "reading",
     "prompt_features",
     "ensemble",

@@ -29,7 +29,7 @@ from ripieno.config import Adapter, Base, Config, Data, Prompt, Training
 from ripieno.data import splits
 from ripieno.data.question import Question
 from ripieno.data.splits import DatasetName
-from ripieno.experiment import evaluate
+from ripieno.evaluation import evaluate
 from ripieno.measures.bootstrap import generator
 from ripieno.measures.disentanglement import Series, correlation_by_chance, disentanglement
 from ripieno.parquet import read_parquet

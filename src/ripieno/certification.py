@@ -14,7 +14,7 @@ from ripieno.data.question import Question, content_key, read_questions
 from ripieno.data.splits import DatasetName
 from ripieno.ensemble import Ensemble, questions_of
 from ripieno.errors import UserError
-from ripieno.experiment import evaluate
+from ripieno.evaluation import evaluate
 from ripieno.measures import Costs
 from ripieno.measures import certificate as certificates
 from ripieno.measures.certificate import Certificate

@@ -160,7 +160,7 @@ def evaluate(
     quiet: Quiet = False,
 ) -> None:
     """Ask the base and the members, in and out of domain; what is there already is not computed again."""
-    from ripieno import experiment
+    from ripieno import evaluation
 
     folder = _run(run)
     config = folder.config()
@@ -175,7 +175,7 @@ def evaluate(
         raise UserError("--draws and --member: say of which --method")
     sampling = None
     if method is not None:
-        sampling = experiment.Sampling(method, config.training.members if draws is None else draws, member or 0)
+        sampling = evaluation.Sampling(method, config.training.members if draws is None else draws, member or 0)
     epochs = _epochs(epoch or ("last" if sampling else "all"), config.training.epochs)
     with _progress(config, data_dir, quiet, training=False, evaluating=not dataset, choices=choices) as progress:
         extras: dict[str, Any] = {"fixed_letters": True} if fixed_letters else {}
@@ -184,7 +184,7 @@ def evaluate(
         if store_top:
             extras["store_top"] = int(store_top) if store_top.isdigit() else store_top
         names = dataset or []
-        files = experiment.evaluate(
+        files = evaluation.evaluate(
             folder,
             names,
             epochs,

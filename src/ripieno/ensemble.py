@@ -209,6 +209,12 @@ class Ensemble:
         return predict(self.engine, positions, asked, self.prompt, self.evaluation, per_pass, progress, seeds)
 
 
+def assemble(config: Config, backbone: Backbone, members: Sequence[int], data_dir: Path | None = None) -> Ensemble:
+    """Put empty adapters of a run's members on its base."""
+    pool = few_shot_pool(config.prompt, config.data, data_dir)
+    return Ensemble.assemble(backbone, config.adapter, members, config.prompt, config.evaluation, config.compute, pool)
+
+
 def decide(compute: Compute, device: torch.device, members: int, step_tokens: int | None = None) -> Compute:
     """Decide every `auto`: as many members share a pass as it takes until its products fill the device.
 

@@ -5,49 +5,33 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
-from functools import cache
+from dataclasses import asdict, replace
 from importlib import resources
 from pathlib import Path
-from typing import Any
 
-import pyarrow.parquet as pq
 import torch
 
 from ripieno import config as configs
-from ripieno import measures, methods, provenance
-from ripieno.config import Config, Evaluation
+from ripieno import measures
+from ripieno.config import Config
 from ripieno.data import splits
-from ripieno.data.matching import Matched, match_questions
-from ripieno.data.prompts import TEMPLATES
+from ripieno.data.matching import match_questions
 from ripieno.data.question import Question, Text, content_key, questions_to_parquet
 from ripieno.data.splits import DatasetName, Roles
-from ripieno.ensemble import (
-    Ensemble,
-    decide,
-    device_of,
-    few_shot_pool,
-    load_base,
-    questions_of,
-)
+from ripieno.ensemble import Ensemble, assemble, decide, device_of
 from ripieno.errors import UserError
+from ripieno.evaluation import evaluate, matched_choices
 from ripieno.model import backbone as backbones
 from ripieno.model.adapters import default_targets
 from ripieno.model.backbone import Backbone
-from ripieno.model.prediction import Asked, noise_floor
-from ripieno.model.speed import Timer
-from ripieno.parquet import read_parquet, to_parquet
-from ripieno.predictions import Predictions, concatenate
+from ripieno.model.prediction import Asked
+from ripieno.parquet import read_parquet
+from ripieno.predictions import concatenate
 from ripieno.progress import TRAINING_COST, Progress
-from ripieno.prompt_features import TRAINING_FEATURES, make_features, of_analysis
+from ripieno.prompt_features import TRAINING_FEATURES
 from ripieno.report.run import report
-from ripieno.runs import BASE, METHOD, RunFolder, adapter_epochs, require_adapter
+from ripieno.runs import BASE, METHOD, RunFolder, adapter_epochs
 from ripieno.training.loop import Examples, Trainer
-
-# Of a config's `evaluation`: what else is stored, moving no prediction.
-EXTRAS = {"fixed_letters", "store_top", "unconditional"}
-NOISE_QUESTIONS = 8  # that the noise floor is measured on
-
 
 # ---- train ----------------------------------------------------------------------------------------------------------
 
@@ -204,293 +188,6 @@ def _digest(roles: Roles) -> str:
         for name, loaded in sets.items()
     ]
     return hashlib.sha256(json.dumps(content).encode()).hexdigest()
-
-
-# ---- evaluate -------------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Sampling:
-    """Several answers of one member in place of the ensemble's.
-
-    Args:
-        method: one of `ripieno.methods`.
-        draws: how many.
-        member: whose.
-    """
-
-    method: str
-    draws: int
-    member: int = 0
-
-
-@dataclass(frozen=True)
-class Job:
-    """One file of predictions to make: a data set as the members (or the base) answer it after an epoch."""
-
-    name: DatasetName
-    epoch: int
-    members: dict[int, int]  # member -> the epoch of the adapter it answers with; {} for the base
-    file: Path
-    choices: int | None = None  # to how many each question is reduced
-    sampling: Sampling | None = None
-
-    @property
-    def method(self) -> str:
-        """Whose predictions they are."""
-        return _method(self.epoch, self.sampling)
-
-
-def _method(epoch: int, sampling: Sampling | None) -> str:
-    return sampling.method if sampling else METHOD if epoch else BASE
-
-
-def evaluate(
-    run: RunFolder,
-    datasets: Sequence[str] = (),
-    epochs: Sequence[int] | None = None,
-    *,
-    choices: int | None = None,
-    extras: Mapping[str, Any] | None = None,
-    sampling: Sampling | None = None,
-    data_dir: Path | None = None,
-    progress: Progress | None = None,
-) -> list[Path]:
-    """Ask the base (epoch 0) and the members after each epoch; what is there already is not computed again.
-
-    Where the config's own sets are asked, the features of their prompts and of the training sets' are made too; and
-    where the template lists the choices, and a test set and an out-of-domain one differ in how many there are, the base
-    and the last epoch answer them once more with as many as the fewest of the two.
-
-    Args:
-        run: a trained run.
-        datasets: names; by default the config's test and out-of-domain sets, and its calibration sets too.
-        epochs: 0 (the base) to E; by default all (of the calibration sets, the first and the last).
-        choices: ask (the test and out-of-domain sets by default) with wrong choices dropped at random to so many.
-        extras: keys of the config's `evaluation` to change, such as {"store_top": "all"}.
-        sampling: ask draws of one member, by default at the last epoch, and neither base nor ensemble.
-        data_dir: a folder with originally released data files, for sets that the run does not hold yet.
-        progress: advanced by one a member and question.
-
-    Returns:
-        The files of predictions, those that were there among them.
-
-    Raises:
-        UserError: an epoch, a set or a method does not exist, the epoch is not trained, no question has so many
-            choices, or the run was not trained in a way that the method can draw from.
-    """
-    if choices is not None and choices < 2:
-        raise UserError(f"--choices {choices}: a question needs 2 at least")
-    config, progress = run.config(), progress or Progress(quiet=True)
-    if extras:
-        changed = {**config.model_dump(), "evaluation": {**config.evaluation.model_dump(), **extras}}
-        config = configs.parse(changed, str(run.path))
-    if sampling is not None:
-        epochs = _sampled_epochs(run, config, sampling, epochs)
-    with run.lock():
-        jobs = _jobs(run, config, datasets, epochs, choices, sampling)
-        sets = {job.name: questions_of(run, config, job.name, data_dir) for job in jobs}
-        if not datasets and choices is None:
-            jobs += _matched_jobs(run, config, jobs, sets)
-        asked = {(job.name, job.choices): _reduced(config, job, sets[job.name]) for job in jobs}
-
-        @cache
-        def ensemble() -> Ensemble:
-            members = [sampling.member] * sampling.draws if sampling else range(config.training.members)
-            return assemble(config, load_base(run, config.base, config.compute), members, data_dir)
-
-        answered: tuple[Job, Sequence[Question]] | None = None
-        for job in jobs:
-            matched = asked[job.name, job.choices]
-            inputs, evaluation = _inputs(run, config, job, matched.questions), config.evaluation
-            stored = _stored(job.file, inputs) if run.whole(job.file) else None
-            if stored is not None:
-                # What was stored once is not lost when something else is asked for.
-                evaluation = _with_stored(evaluation, stored)
-                if evaluation.model_dump(include=EXTRAS) == stored:
-                    answers = sampling.draws if sampling else max(len(job.members), 1)
-                    progress.advance(answers * len(matched.questions))
-                    continue
-            p = _answer(run, replace(ensemble(), evaluation=evaluation), job, matched.questions, progress)
-            about: dict[str, Any] = {"inputs": inputs, "extras": evaluation.model_dump(include=EXTRAS)}
-            if job.choices is not None:
-                left_out = {"fewer_choices": matched.fewer_choices, "no_answer": matched.no_answer}
-                about |= {"choices": job.choices, "choices_left_out": left_out}
-            p = replace(p, metadata={**provenance.metadata(run, config), **about, **p.metadata})
-            run.write(job.file, to_parquet(p))
-            if job.members and not job.sampling:
-                answered = job, matched.questions
-        if answered:
-            _say_noise_floor(ensemble(), *answered, progress)
-        if not datasets and choices is None:
-            make_features(run, config, of_analysis(run, config, sets), ensemble, progress)
-    return [job.file for job in jobs]
-
-
-def _sampled_epochs(run: RunFolder, config: Config, sampling: Sampling, epochs: Sequence[int] | None) -> Sequence[int]:
-    """Check what is to be sampled, and return after which epochs."""
-    methods.named(sampling.method)
-    if not 0 <= sampling.member < config.training.members:
-        raise UserError(f"--member {sampling.member}: {run.path} has members 0 to {config.training.members - 1}")
-    if sampling.draws < 1:
-        raise UserError(f"--draws {sampling.draws}: give 1 at least")
-    if epochs and 0 in epochs:
-        raise UserError(f"--epoch 0: is the base, which was not trained; {sampling.method} takes 1 and later ones")
-    return epochs or [config.training.epochs]
-
-
-def _jobs(
-    run: RunFolder,
-    config: Config,
-    datasets: Sequence[str],
-    epochs: Sequence[int] | None,
-    choices: int | None,
-    sampling: Sampling | None = None,
-) -> list[Job]:
-    last, data = config.training.epochs, config.data
-    if epochs is not None and not all(0 <= epoch <= last for epoch in epochs):
-        raise UserError(f"--epoch: {run.path} has epochs 0 (the base) to {last}")
-    every = list(range(last + 1)) if epochs is None else list(epochs)
-    ends = sorted({0, last}) if epochs is None else list(epochs)
-    wanted = [(name, every) for name in datasets or (*data.test, *data.out_of_domain)]
-    wanted += [] if datasets or choices else [(name, ends) for name in data.calibration]
-    jobs = []
-    for text, of_epochs in dict(wanted).items():
-        name = DatasetName.parse(text)
-        for epoch in of_epochs:
-            asked = [sampling.member] if sampling else range(config.training.members)
-            members = adapter_epochs(run, asked, epoch) if epoch else {}
-            if epoch and not members:
-                if epochs is None:
-                    continue
-                raise UserError(f"{run.path}: no member is left at epoch {epoch}; their training failed, see status")
-            for member, at in members.items():
-                require_adapter(run, member, at)
-            file = run.predictions(name.folder, name.file, _method(epoch, sampling), epoch, choices)
-            jobs.append(Job(name, epoch, members, file, choices, sampling))
-    return jobs
-
-
-def _matched_jobs(
-    run: RunFolder, config: Config, jobs: Sequence[Job], sets: Mapping[DatasetName, Sequence[Question]]
-) -> list[Job]:
-    """Return the jobs of asking again with fewer choices: of the base and of the last epoch."""
-    at_ends = [job for job in jobs if job.epoch in (0, config.training.epochs)]
-    return [
-        replace(job, file=run.predictions(name.folder, name.file, job.method, job.epoch, choices), choices=choices)
-        for name, choices in matched_choices(config, sets)
-        for job in at_ends
-        if job.name == name
-    ]
-
-
-def matched_choices(config: Config, sets: Mapping[DatasetName, Sequence[Question]]) -> list[tuple[DatasetName, int]]:
-    """Return which sets are asked again, and with how many choices, so that each foreign one compares with each own.
-
-    None where choices are not listed in the prompt: dropping columns does the same there.
-    """
-    if not TEMPLATES[config.prompt.template].listed:
-        return []
-    found: dict[tuple[DatasetName, int], None] = {}
-    for inside in map(DatasetName.parse, config.data.test):
-        for outside in map(DatasetName.parse, config.data.out_of_domain):
-            both = [*sets.get(inside, ()), *sets.get(outside, ())]
-            fewest = max(2, min((len(question.choices) for question in both), default=2))
-            for name in (inside, outside):
-                larger = any(len(question.choices) > fewest for question in sets.get(name, ()))
-                if larger and match_questions(sets[name], fewest, config.data.seed).questions:
-                    found[name, fewest] = None
-    return list(found)
-
-
-def _reduced(config: Config, job: Job, questions: Sequence[Question]) -> Matched:
-    """Return a job's questions, with wrong choices dropped where it says so."""
-    if job.choices is None:
-        return Matched(list(questions), 0, 0)
-    matched = match_questions(questions, job.choices, config.data.seed)
-    if not matched.questions:
-        raise UserError(
-            f"--choices {job.choices}: no question of {job.name.written} has so many choices and an answer to keep; "
-            "give fewer, or name other sets with --dataset"
-        )
-    return matched
-
-
-def _answer(
-    run: RunFolder, ensemble: Ensemble, job: Job, questions: Sequence[Question], progress: Progress
-) -> Predictions:
-    progress.describe(f"asking {job.name.written}, " + (f"epoch {job.epoch}" if job.epoch else "the base"))
-    timer = Timer(ensemble.engine.meter)
-    positions = list(job.members)
-    if job.sampling:
-        [(member, at)] = job.members.items()
-        seeds = methods.named(job.sampling.method).sample(run, ensemble.stack, member, at)
-        ensemble, positions = replace(ensemble, dropout_seeds=seeds), list(range(job.sampling.draws))
-    else:
-        for member, at in job.members.items():
-            ensemble.stack.load_peft(member, run.adapter(member, at))
-    asked = ensemble.encode(questions, bare=ensemble.evaluation.unconditional)
-    p = ensemble.answer(asked, positions, progress)
-    answered = set(p.question_ids)
-    dropped = [question.id for question in questions if question.id not in answered]
-    line = {"what": "evaluate", "dataset": job.name.written, "epoch": job.epoch}
-    line |= {} if job.choices is None else {"choices": job.choices}
-    run.append("timing.jsonl", line | timer.line(len(answered) * len(p.members)))
-    labels = run.config().data.labels
-    alike = labels is not None and all(question.choices == labels for question in questions)
-    return replace(
-        p,
-        dataset=job.name.dataset,
-        split=job.name.split,
-        method=job.method,
-        epoch=job.epoch,
-        metadata={"too_long": dropped, **({"labels": labels} if alike else {})},
-    )
-
-
-def _say_noise_floor(ensemble: Ensemble, job: Job, questions: Sequence[Question], progress: Progress) -> None:
-    """Say how much mutual information rounding alone makes: a member against itself, in passes of different sizes."""
-    trees = ensemble.encode(questions[:NOISE_QUESTIONS]).trees
-    if not trees:
-        return
-    times = max(len(ensemble.stack.members), 2)
-    found = noise_floor(ensemble.engine, next(iter(job.members)), trees, ensemble.prompt, times).epistemic
-    progress.say(
-        f"noise floor: one member against itself, scored {times} times in passes of different sizes, has a mutual "
-        f"information of {found.max():.0e} nats at most ({len(trees)} questions)"
-    )
-
-
-def _inputs(run: RunFolder, config: Config, job: Job, questions: Sequence[Question]) -> str:
-    """Return a sha256 of all that decides a file of predictions."""
-    parts = (config.adapter, config.prompt, config.evaluation)
-    sampled = [] if job.sampling is None else [asdict(job.sampling)]
-    how = [config.base.dtype, *sampled, *(part.model_dump(mode="json", exclude=EXTRAS) for part in parts)]
-    return provenance.inputs(run, how, questions, job.members)
-
-
-def _stored(file: Path, inputs: str) -> dict[str, Any] | None:
-    """Return what a file of predictions stores beside the choices; None where it was made from other inputs."""
-    header = json.loads(pq.read_schema(file).metadata[b"ripieno"])
-    extras: dict[str, Any] = header["extras"]
-    return extras if header["inputs"] == inputs else None
-
-
-def _with_stored(asked: Evaluation, stored: Mapping[str, Any]) -> Evaluation:
-    """Return what is asked for and what is stored: the letters, the scores without the question, the more tokens."""
-    tops = [top for top in (stored["store_top"], asked.store_top) if top is not None]
-    both = {
-        "fixed_letters": stored["fixed_letters"] or asked.fixed_letters,
-        "unconditional": stored["unconditional"] or asked.unconditional,
-        "store_top": "all" if "all" in tops else max(tops, default=None),
-    }
-    return asked.model_copy(update=both)
-
-
-def assemble(config: Config, backbone: Backbone, members: Sequence[int], data_dir: Path | None = None) -> Ensemble:
-    """Put empty adapters of a run's members on its base."""
-    pool = few_shot_pool(config.prompt, config.data, data_dir)
-    return Ensemble.assemble(backbone, config.adapter, members, config.prompt, config.evaluation, config.compute, pool)
 
 
 # ---- calibrate ------------------------------------------------------------------------------------------------------

@@ -16,9 +16,8 @@ from torch import Tensor
 
 from ripieno.config import Compute, Config
 from ripieno.data.splits import DatasetName
-from ripieno.ensemble import load_base, questions_of
+from ripieno.ensemble import assemble, load_base, questions_of
 from ripieno.errors import EnvironmentFault, UserError
-from ripieno.experiment import assemble
 from ripieno.measures.bootstrap import paired_interval
 from ripieno.measures.table import Analysis, Row
 from ripieno.predictions import concatenate

@@ -7,9 +7,9 @@ from pathlib import Path
 
 from ripieno import config as configs
 from ripieno.config import Config
-from ripieno.ensemble import device_of
+from ripieno.ensemble import assemble, device_of
 from ripieno.errors import UserError
-from ripieno.experiment import assemble, assign_roles, resolve, start_run
+from ripieno.experiment import assign_roles, resolve, start_run
 from ripieno.model import backbone as backbones
 from ripieno.model.adapters import locate, read_base_name, read_peft_config
 from ripieno.runs import RunFolder

@@ -15,7 +15,7 @@ from commands import files_of, ripieno, rows, works, write_config, write_rows
 from transformers import AutoModelForCausalLM
 
 from families import byte_level_tokenizer
-from ripieno import experiment, prompt_features
+from ripieno import evaluation, experiment, prompt_features
 from ripieno.config import Prompt, parse
 from ripieno.data.matching import drop_choices, match_questions
 from ripieno.data.question import Question, content_key, read_questions
@@ -255,7 +255,7 @@ def test_each_foreign_set_is_compared_with_as_many_choices_as_the_two_of_them_ha
 
     def asked(template: str) -> set[tuple[str, int]]:
         config = parse({"name": "x", "data": data, "prompt": {"template": template}})
-        return {(name.written, choices) for name, choices in experiment.matched_choices(config, sets)}
+        return {(name.written, choices) for name, choices in evaluation.matched_choices(config, sets)}
 
     assert asked("letters") == {(names[5], 4), (names[5], 3)}
     assert asked("text") == set()  # a choice's score does not depend on the others: columns are dropped
@@ -360,6 +360,6 @@ def test_the_bar_is_as_long_as_the_work(base: Path, tmp_path: Path) -> None:
         units: list[int] = []
         progress = Progress(quiet=True)
         progress.advance = units.append  # type: ignore[method-assign]
-        experiment.evaluate(run, choices=choices, progress=progress)
+        evaluation.evaluate(run, choices=choices, progress=progress)
         assert sum(units) == experiment.work(run.config(), training=False, choices=choices)
     assert len(match_questions(read_questions(files["test"]), 3, SEED).questions) == 7
