@@ -13,7 +13,7 @@ import pytest
 from ripieno.data.question import Question
 from ripieno.decisions import UNLIKE, decide, promise_of
 from ripieno.errors import UserError
-from ripieno.measures.certificate import Certificate, Rule, make, refusal
+from ripieno.measures.certificate import Certificate, Rule, make, refusal, sure
 from ripieno.measures.certify import Promise, at_least, at_most
 from ripieno.measures.estimates import Costs
 from ripieno.measures.sets import SetGroup, SetRule
@@ -70,8 +70,17 @@ def test_the_threshold_parts_answers_from_hand_overs() -> None:
 def test_members_that_disagree_are_handed_over() -> None:
     decided = decide(predictions(), QUESTIONS, certificate("mi", threshold=0.1), 0.05)
     assert [d.answered for d in decided] == ["yes", "yes", "no", "yes"]
-    assert decided[1].reason.startswith("the members agree: 0.0000 nats; of all such answers (up to 0.1000 nats)")
+    assert decided[1].reason.startswith("the members agree: 0 nats; of all such answers (up to 0.1 nats)")
     assert decided[2].reason.startswith("the members disagree too much: 0.6")
+
+
+def test_no_threshold_reads_as_certain() -> None:
+    said = {0.2: "80.0%", 0.001: "99.9%", 0.0004: "99.96%", 3.2e-5: "99.997%", 0.0: "100.0%"}
+    for uncertainty, shown in said.items():
+        assert sure(uncertainty) == shown
+        assert Rule("confidence", 1.0).when(uncertainty) == f"when at least {shown} sure"
+    assert Rule("mi", 1.0).when(3.2e-5) == "when the members disagree by at most 3.2e-05 nats"
+    assert [Rule("mi", 1.0).when(end) for end in (math.inf, -1.0)] == ["always", "never"]
 
 
 def test_what_was_not_asked_or_is_not_alike_is_said() -> None:

@@ -161,9 +161,12 @@ def evaluate(
 ) -> None:
     """Ask the base and the members, in and out of domain; what is there already is not computed again."""
     from ripieno import evaluation
+    from ripieno.progress import Progress
 
     folder = _run(run)
     config = folder.config()
+    if method is None and (draws is not None or member is not None):
+        raise UserError("--draws and --member: say of which --method")
     if tokens == "all":
         if choices is not None or store_top or fixed_letters or unconditional or method:
             raise UserError(
@@ -171,13 +174,16 @@ def evaluate(
             )
         _evaluate_tokens(folder, dataset or [], epoch, data_dir, quiet)
         return
-    if method is None and (draws is not None or member is not None):
-        raise UserError("--draws and --member: say of which --method")
-    sampling = None
+    sampling, last = None, config.training.epochs
     if method is not None:
         sampling = evaluation.Sampling(method, config.training.members if draws is None else draws, member or 0)
-    epochs = _epochs(epoch or ("last" if sampling else "all"), config.training.epochs)
-    with _progress(config, data_dir, quiet, training=False, evaluating=not dataset, choices=choices) as progress:
+    epochs = _epochs(epoch or ("last" if sampling else "all"), last)
+    bar: Any = Progress(quiet=quiet)
+    if sampling is None:
+        bar = _progress(config, data_dir, quiet, training=False, evaluating=not dataset, choices=choices)
+    elif epochs is None:
+        epochs = list(range(1, last + 1))
+    with bar as progress:
         extras: dict[str, Any] = {"fixed_letters": True} if fixed_letters else {}
         if unconditional:
             extras["unconditional"] = True
@@ -517,7 +523,7 @@ def status(run: Run) -> None:
         typer.echo(f"member {member}: epoch {max(epochs, default=0)} of {config.training.epochs}{why}")
     for what in ("predictions", "features", "tokens"):
         for file in sorted((run / what).rglob("*.parquet")):
-            state = "" if folder.whole(file) else "  (damaged: evaluate makes it again)"
+            state = "" if folder.whole(file) else "  (damaged: the same evaluate makes it again)"
             typer.echo(f"{file.relative_to(run)}{state}")
 
 

@@ -157,10 +157,10 @@ def _verdict(rule: Rule, promise: Promise | None, uncertainty: float, confidence
     if promise.threshold == np.inf:
         return "yes", f"every question is answered: {kept} over all questions like the certified ones"
     if rule.uncertainty == "mi":
-        said = f"the members {'agree' if answered else 'disagree too much'}: {uncertainty:.4f} nats"
-        limit = f"{promise.threshold:.4f} nats"
+        said = f"the members {'agree' if answered else 'disagree too much'}: {uncertainty:.3g} nats"
+        limit = f"{promise.threshold:.3g} nats"
     else:
-        said, limit = f"{confidence:.1%} sure", f"{1 - promise.threshold:.1%}"
+        said, limit = f"{certificates.sure(uncertainty)} sure", certificates.sure(promise.threshold)
     if answered:
         return "yes", f"{said}; of all such answers ({'up to' if rule.uncertainty == 'mi' else 'from'} {limit}) {kept}"
     return "no", f"{said}, and the promise ({kept}) ends at {limit}; a person should decide"

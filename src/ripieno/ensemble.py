@@ -45,7 +45,6 @@ class Ensemble:
         evaluation: longest prompt, and what else to store.
         members_per_pass: members that share a forward pass.
         positions: of the members that answer, in the engine's stack; () asks the base alone.
-        dropout_seeds: of each position's dropout masks (Monte Carlo dropout); None: nothing is dropped.
         certified: what was promised of a run's last epoch, and on which questions.
     """
 
@@ -56,7 +55,6 @@ class Ensemble:
     evaluation: Evaluation
     members_per_pass: int
     positions: Sequence[int]
-    dropout_seeds: Sequence[int] | None = None
     certified: Certified | None = None
 
     @classmethod
@@ -198,15 +196,27 @@ class Ensemble:
         kept = [question for question in questions if question.id not in left_out]
         return Asked(kept, trees, self.encoder.bare(kept) if bare else ())
 
-    def answer(self, asked: Asked, positions: Sequence[int], progress: Progress | None = None) -> Predictions:
-        """As `predict`, of encoded questions by some of the members; by the base alone, as member 0, for ()."""
+    def answer(
+        self,
+        asked: Asked,
+        positions: Sequence[int],
+        progress: Progress | None = None,
+        dropout_seeds: Sequence[int] | None = None,
+    ) -> Predictions:
+        """As `predict`, of encoded questions by some of the members; by the base alone, as member 0, for ().
+
+        Args:
+            asked: the questions.
+            positions: of members; one may be asked several times, with other dropout masks.
+            progress: advanced by one a position and question.
+            dropout_seeds: of each position's dropout masks; None: nothing is dropped.
+        """
         if not asked.questions:
             raise UserError("there are no questions to answer (all of them were too long, or the file holds none)")
         full = FULL_CPU_TOKENS if self.engine.backbone.device.type == "cpu" else FULL_GPU_TOKENS
         # Questions enough fill the passes of one member, and its update can be merged; fewer are asked of several.
         per_pass = 1 if sum(tree.read for tree in asked.trees) >= full else self.members_per_pass
-        seeds = self.dropout_seeds and [self.dropout_seeds[p] for p in positions]
-        return predict(self.engine, positions, asked, self.prompt, self.evaluation, per_pass, progress, seeds)
+        return predict(self.engine, positions, asked, self.prompt, self.evaluation, per_pass, progress, dropout_seeds)
 
 
 def assemble(config: Config, backbone: Backbone, members: Sequence[int], data_dir: Path | None = None) -> Ensemble:

@@ -23,7 +23,7 @@ from ripieno.errors import UserError
 from ripieno.model.prediction import noise_floor
 from ripieno.model.speed import Timer
 from ripieno.parquet import to_parquet
-from ripieno.predictions import Predictions
+from ripieno.predictions import Predictions, of_draws
 from ripieno.progress import Progress
 from ripieno.prompt_features import make_features, of_analysis
 from ripieno.runs import BASE, METHOD, RunFolder, adapter_epochs, require_adapter
@@ -106,11 +106,15 @@ def evaluate(
     if choices is not None and choices < 2:
         raise UserError(f"--choices {choices}: a question needs 2 at least")
     config, progress = run.config(), progress or Progress(quiet=True)
+    if sampling is not None and (extras or {}).get("unconditional"):
+        raise UserError(f"--unconditional: is not offered with --method {sampling.method}")
     if extras:
         changed = {**config.model_dump(), "evaluation": {**config.evaluation.model_dump(), **extras}}
         config = configs.parse(changed, str(run.path))
     if sampling is not None:
-        epochs = _sampled_epochs(run, config, sampling, epochs)
+        epochs = _check_sampling(run, config, sampling, epochs)
+        # Dropout's masks go by question, and scores without the question are shared by many.
+        config = config.model_copy(update={"evaluation": config.evaluation.model_copy(update={"unconditional": False})})
     with run.lock():
         jobs = _jobs(run, config, datasets, epochs, choices, sampling)
         sets = {job.name: questions_of(run, config, job.name, data_dir) for job in jobs}
@@ -120,7 +124,7 @@ def evaluate(
 
         @cache
         def ensemble() -> Ensemble:
-            members = [sampling.member] * sampling.draws if sampling else range(config.training.members)
+            members = [sampling.member] if sampling else range(config.training.members)
             return assemble(config, load_base(run, config.base, config.compute), members, data_dir)
 
         answered: tuple[Job, Sequence[Question]] | None = None
@@ -137,6 +141,7 @@ def evaluate(
                     continue
             p = _answer(run, replace(ensemble(), evaluation=evaluation), job, matched.questions, progress)
             about: dict[str, Any] = {"inputs": inputs, "extras": evaluation.model_dump(include=EXTRAS)}
+            about |= {} if sampling is None else {"sampling": asdict(sampling)}
             if job.choices is not None:
                 left_out = {"fewer_choices": matched.fewer_choices, "no_answer": matched.no_answer}
                 about |= {"choices": job.choices, "choices_left_out": left_out}
@@ -151,16 +156,29 @@ def evaluate(
     return [job.file for job in jobs]
 
 
-def _sampled_epochs(run: RunFolder, config: Config, sampling: Sampling, epochs: Sequence[int] | None) -> Sequence[int]:
-    """Check what is to be sampled, and return after which epochs."""
-    methods.named(sampling.method)
+def _check_sampling(run: RunFolder, config: Config, sampling: Sampling, epochs: Sequence[int] | None) -> Sequence[int]:
+    """Check that draws can be had, before any work; return after which epochs: the last one by default."""
+    method, last = methods.named(sampling.method), config.training.epochs
+    epochs = epochs or [last]
     if not 0 <= sampling.member < config.training.members:
         raise UserError(f"--member {sampling.member}: {run.path} has members 0 to {config.training.members - 1}")
     if sampling.draws < 1:
         raise UserError(f"--draws {sampling.draws}: give 1 at least")
-    if epochs and 0 in epochs:
+    if 0 in epochs:
         raise UserError(f"--epoch 0: is the base, which was not trained; {sampling.method} takes 1 and later ones")
-    return epochs or [config.training.epochs]
+    for epoch in epochs:
+        if epoch <= last and (why := method.refusal(config, epoch, sampling.draws)):
+            raise UserError(f"{run.path}: --method {sampling.method}: {why}")
+        if epoch <= last and not adapter_epochs(run, [sampling.member], epoch):
+            raise UserError(f"{run.path}: member {sampling.member} failed before epoch {epoch}; give another --member")
+        for file in sorted((run.path / "predictions").rglob(f"{sampling.method}-epoch-{epoch:03d}*.parquet")):
+            held = json.loads(pq.read_schema(file).metadata[b"ripieno"]).get("sampling") if run.whole(file) else None
+            if held not in (None, asdict(sampling)):
+                raise UserError(
+                    f"{file}: holds {held['draws']} draws of member {held['member']}, and all sets must have the same; "
+                    "remove such files first, or ask for as many"
+                )
+    return epochs
 
 
 def _jobs(
@@ -245,16 +263,16 @@ def _answer(
 ) -> Predictions:
     progress.describe(f"asking {job.name.written}, " + (f"epoch {job.epoch}" if job.epoch else "the base"))
     timer = Timer(ensemble.engine.meter)
-    positions = list(job.members)
+    asked = ensemble.encode(questions, bare=ensemble.evaluation.unconditional)
     if job.sampling:
         [(member, at)] = job.members.items()
-        seeds = methods.named(job.sampling.method).sample(run, ensemble.stack, member, at)
-        ensemble, positions = replace(ensemble, dropout_seeds=seeds), list(range(job.sampling.draws))
+        draws = methods.named(job.sampling.method).draws(run, ensemble.stack, member, at, job.sampling.draws)
+        # One after the other: the next draw takes the place of the last one.
+        p = of_draws([ensemble.answer(asked, [0], progress, None if seed is None else [seed]) for seed in draws])
     else:
         for member, at in job.members.items():
             ensemble.stack.load_peft(member, run.adapter(member, at))
-    asked = ensemble.encode(questions, bare=ensemble.evaluation.unconditional)
-    p = ensemble.answer(asked, positions, progress)
+        p = ensemble.answer(asked, list(job.members), progress)
     answered = set(p.question_ids)
     dropped = [question.id for question in questions if question.id not in answered]
     line = {"what": "evaluate", "dataset": job.name.written, "epoch": job.epoch}

@@ -143,6 +143,18 @@ def without_gaps(p: Predictions) -> Predictions:
     )
 
 
+def of_draws(parts: Sequence[Predictions]) -> Predictions:
+    """Join answers to the same questions, one after the other, as rows of one; all that is optional in all or none."""
+
+    def join(name: str) -> Any:
+        arrays = [getattr(p, name) for p in parts]
+        return None if any(array is None for array in arrays) else np.concatenate(arrays)
+
+    optional = ("scores", "unconditional", "outside_mass", "letter_log_probs", "top_tokens", "top_log_probs")
+    members = tuple(member for p in parts for member in p.members)
+    return replace(parts[0], members=members, **{name: join(name) for name in ("log_probs", *optional)})
+
+
 def concatenate(parts: Sequence[Predictions]) -> Predictions:
     """Join the same members' answers to different questions; all that is optional must be in every part or none."""
     K = max(p.mask.shape[1] for p in parts)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -59,26 +60,25 @@ def test_dropout_draws_differ_and_each_is_one_function(run: Path) -> None:
     p = stored(run, f"dropout-epoch-{EPOCHS:03d}")
     assert p.members == (1,) * DRAWS
     assert min(np.abs(p.probs[a] - p.probs[b]).max() for a, b in ((0, 1), (0, 2), (1, 2))) > 1e-3
-    # The same draws again in other batches, alone, in another order, through the member's own ensemble.
+    # The same draws again: in another order, alone, and several of one member in a pass.
     ensemble = Ensemble.load(run)
-    questions = read_questions(run.parent / "test.jsonl")
-    seeds = methods.named("dropout").sample(RunFolder(run), ensemble.stack, 1, EPOCHS)
-    assert seeds is not None
-    ensemble = replace(ensemble, dropout_seeds=seeds, members_per_pass=1)
-    for question in reversed(questions):
-        [n] = [n for n, name in enumerate(p.question_ids) if name == question.id]
-        alone = ensemble.predict([question])
-        K = len(question.choices)
-        # Draws follow from their number: an ensemble of two members holds the first two.
-        bound = 2**-20  # float32 sums of some 100 terms in another order, log-probabilities of a few nats
-        np.testing.assert_allclose(alone.log_probs[:, 0, :K], p.log_probs[:2, n, :K], atol=bound * 16)
+    seeds = list(methods.named("dropout").draws(RunFolder(run), ensemble.stack, 1, EPOCHS, DRAWS))
+    assert all(seed is not None for seed in seeds)
+    for question in reversed(read_questions(run.parent / "test.jsonl")):
+        n, K = p.question_ids.index(question.id), len(question.choices)
+        asked = ensemble.encode([question])
+        for per_pass in (1, 2, 3):
+            together = replace(ensemble, members_per_pass=per_pass)
+            alone = together.answer(asked, [0] * DRAWS, dropout_seeds=seeds)  # type: ignore[arg-type]
+            # float32 sums of some 100 terms in another order, log-probabilities of a few nats.
+            np.testing.assert_allclose(alone.log_probs[:, 0, :K], p.log_probs[:, n, :K], atol=2**-16)
 
 
 def test_without_masks_the_draws_are_the_member(run: Path) -> None:
     ensemble = Ensemble.load(run)
-    questions = read_questions(run.parent / "test.jsonl")
-    methods.named("dropout").sample(RunFolder(run), ensemble.stack, 1, EPOCHS)
-    p, own = ensemble.predict(questions), stored(run, f"ensemble-epoch-{EPOCHS:03d}")
+    list(methods.named("dropout").draws(RunFolder(run), ensemble.stack, 1, EPOCHS, 1))
+    p = ensemble.answer(ensemble.encode(read_questions(run.parent / "test.jsonl")), [0, 0])
+    own = stored(run, f"ensemble-epoch-{EPOCHS:03d}")
     np.testing.assert_allclose(p.log_probs[0], own.log_probs[own.members.index(1)], rtol=2e-6, atol=2e-6)
     np.testing.assert_array_equal(p.log_probs[0], p.log_probs[1])
 
@@ -92,15 +92,56 @@ def test_the_analysis_sets_methods_side_by_side(run: Path) -> None:
         and row["epoch"] in (0, EPOCHS)
     }
     assert {"ensemble", "checkpoints", "dropout"} <= set(measured)  # each with a temperature of its own
-    works("report", run)
+    # A row's keys name one number: draws of one member have no rows of their own.
+    values = ("value", "low", "high", "n", "reason")
+    keys = [tuple(cell for key, cell in row.items() if key not in values) for row in found["rows"]]
+    assert len(set(keys)) == len(keys)
+
+
+def test_the_report_is_of_the_ensemble_alone(run: Path, tmp_path: Path) -> None:
+    sampled, plain = tmp_path / "sampled", tmp_path / "plain"
+    for copy in (sampled, plain):
+        shutil.copytree(run, copy)
+    for name in methods.names():
+        for file in (plain / "predictions").rglob(f"{name}-*.parquet"):
+            file.unlink()
+    lines = (line for line in (plain / "checksums.jsonl").read_text().splitlines(keepends=True))
+    kept = [line for line in lines if not any(f"/{name}-epoch-" in line for name in methods.names())]
+    (plain / "checksums.jsonl").write_text("".join(kept))
+    assert works("report", sampled).replace("sampled", "plain") == works("report", plain)
+    said = works("report", sampled, "--compare", plain)
+    pairs = [line for line in said.splitlines() if " less " not in line and "nll: " in line]
+    assert len(pairs) == 1  # one set, one comparison: of ensembles
+    assert "nll: +0.000" in pairs[0]
+
+
+def test_damage_names_the_command_that_mends_it(run: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "run"
+    shutil.copytree(run, copy)
+    [file] = (copy / "predictions").glob(f"test-*/*/dropout-epoch-{EPOCHS:03d}.parquet")
+    file.write_bytes(b"")
+    done = ripieno("report", copy)
+    assert (done.code, f"`ripieno evaluate {copy} --method dropout` makes it again" in done.err) == (1, True)
+
+
+def test_a_run_that_was_only_sampled_has_no_report(base: Path, tmp_path: Path) -> None:
+    data = {role: [write_rows(tmp_path / f"{role}.jsonl", rows(4, n))] for n, role in enumerate(("train", "test"))}
+    config = write_config(tmp_path, base, data, training={"epochs": 2})
+    works("train", config, "--run", tmp_path / "run")
+    works("evaluate", tmp_path / "run", "--method", "checkpoints", "--draws", "2")
+    done = ripieno("report", tmp_path / "run")
+    assert (done.code, "nothing was evaluated yet" in done.err) == (2, True)
 
 
 def test_what_is_there_is_not_computed_again(run: Path) -> None:
     before = files_of(run / "predictions")
     works("evaluate", run, "--method", "dropout", "--draws", str(DRAWS), "--member", "1")
     assert files_of(run / "predictions") == before
-    works("evaluate", run, "--method", "dropout", "--draws", "2", "--member", "1")
-    assert len(stored(run, f"dropout-epoch-{EPOCHS:03d}").members) == 2
+    # Other draws would not go with those of the other sets.
+    done = ripieno("evaluate", run, "--method", "dropout", "--draws", "2", "--member", "1")
+    assert (done.code, f"holds {DRAWS} draws of member 1, and all sets must have the same" in done.err) == (2, True)
+    works("evaluate", run, "--method", "checkpoints", "--draws", "1", "--epoch", "1")
+    assert stored(run, "checkpoints-epoch-001").members == (0,)
 
 
 def test_what_cannot_be_drawn_is_refused(run: Path, base: Path, tmp_path: Path) -> None:
@@ -108,13 +149,15 @@ def test_what_cannot_be_drawn_is_refused(run: Path, base: Path, tmp_path: Path) 
     data = {role: [write_rows(tmp_path / f"{role}.jsonl", rows(4, n))] for n, role in enumerate(("train", "test"))}
     works("train", write_config(tmp_path, base, data), "--run", plain)
     refused = {
-        ("evaluate", plain, "--method", "dropout"): "was trained with adapter.dropout 0, so there are no masks to draw",
-        ("evaluate", plain, "--method", "checkpoints"): "2 draws take as many epochs, and member 0 has 1",
+        ("evaluate", plain, "--method", "dropout"): "it was trained without dropout; set adapter.dropout",
+        ("evaluate", plain, "--method", "checkpoints"): "2 draws take as many epochs; give --draws 1 at most",
         ("evaluate", run, "--method", "laplce"): "--method laplce: there are checkpoints, dropout",
         ("evaluate", run, "--method", "dropout", "--member", "2"): "has members 0 to 1",
         ("evaluate", run, "--method", "dropout", "--draws", "0"): "--draws 0: give 1 at least",
         ("evaluate", run, "--method", "dropout", "--epoch", "0"): "--epoch 0: is the base, which was not trained",
         ("evaluate", run, "--draws", "3"): "--draws and --member: say of which --method",
+        ("evaluate", run, "--tokens", "all", "--draws", "3"): "--draws and --member: say of which --method",
+        ("evaluate", run, "--method", "dropout", "--unconditional"): "--unconditional: is not offered with --method",
     }
     for command, why in refused.items():
         done = ripieno(*command)

@@ -85,8 +85,10 @@ def _measured(p: Predictions, context: Context, fit: Estimate | None) -> list[Ro
         found |= context.all.means({"outside_mass": p.outside_mass.mean(axis=0)}, NO_QUESTION)
     found |= checks(p, view, context) | of_labels(p, view)
     rows = _rows(p, "ensemble", found)
+    drawn = len(set(p.members)) < len(p.members)  # a row says whose it is, and cannot say of which draw
     for who, estimates in of_members(p, view, context).items():
-        rows += _rows(p, who, estimates)
+        if who == "members_mean" or not drawn:
+            rows += _rows(p, who, estimates)
     if len(p.members) > 1:
         by_logits = View.of(p.log_probs, p.mask, p.targets, "logit")
         rows += _rows(p, "ensemble", of_ensemble(by_logits, context), pooling="logit")

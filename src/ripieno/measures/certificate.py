@@ -27,6 +27,12 @@ Kind = Literal["confidence", "mi"]
 KINDS: tuple[Kind, ...] = ("confidence", "mi")
 
 
+def sure(uncertainty: float) -> str:
+    """Return 1 less an uncertainty as percent, with as many digits as keep it from reading 100%: 94.6%, 99.96%."""
+    digits = 1 if not 0 < uncertainty < 1e-3 else -math.floor(math.log10(uncertainty)) - 2
+    return f"{100 * (1 - uncertainty):.{digits}f}%"
+
+
 @dataclass(frozen=True, slots=True)
 class Rule:
     """How an answer and its uncertainty come from what members say.
@@ -55,8 +61,8 @@ class Rule:
         if threshold < 0:
             return "never"
         if self.uncertainty == "mi":
-            return f"when the members disagree by at most {threshold:.4f} nats"
-        return f"when at least {1 - threshold:.1%} sure"
+            return f"when the members disagree by at most {threshold:.3g} nats"
+        return f"when at least {sure(threshold)} sure"
 
     def wrong(self, p: Predictions) -> Floats:
         """Return [N], 1 where the pooled answer is not the right one; every right one must be known."""

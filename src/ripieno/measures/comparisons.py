@@ -284,9 +284,9 @@ def rows_named(predictions: Sequence[Predictions], name: str) -> dict[tuple[str,
             continue
         if match["member"] is None:
             found[p.dataset, p.split] = p
-        elif int(match["member"]) in p.members:
-            m = p.members.index(int(match["member"]))
-            found[p.dataset, p.split] = replace(p, log_probs=p.log_probs[[m]], members=(p.members[m],))
+        elif rows := [m for m, member in enumerate(p.members) if member == int(match["member"])]:
+            members = tuple(p.members[m] for m in rows)  # several, where they are draws from that member
+            found[p.dataset, p.split] = replace(p, log_probs=p.log_probs[rows], members=members)
     if not found:
         known = ", ".join(dict.fromkeys(f"{p.method}@{p.epoch}" for p in predictions))
         raise ValueError(f"{name!r}: there is no such row; there are {known}")

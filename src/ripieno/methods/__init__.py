@@ -1,10 +1,11 @@
-"""Ways to get several answers out of one trained member, each a file, all with the same verb.
+"""Ways to get several answers out of one trained member, each a file, all with the same verbs.
 
-    sample(run, stack, member, epoch) -> dropout seeds, or None
+    refusal(config, epoch, count)            why a run cannot give so many draws, and what would; None where it can
+    draws(run, stack, member, epoch, count)  each draw in turn
 
-It fills every position of a stack with one draw of a member's weights, as it was after an epoch; how many draws there
-are is how many positions the stack has. Where a draw is one of dropout masks and not of weights, their seeds come back.
-An ensemble of such a stack then answers as any other: `[draw, question, choice]`.
+`draws` puts one draw after the other into a stack's only position, as the member was after an epoch. Where a draw is
+one of dropout masks and not of weights, it yields their seed, else None. Asked with each in turn, they are the rows of
+one `Predictions`: `[draw, question, choice]`.
 
 A method is found by its file's name; adding one is adding a file.
 """
@@ -13,9 +14,10 @@ from __future__ import annotations
 
 import importlib
 import pkgutil
-from collections.abc import Sequence
+from collections.abc import Iterator
 from typing import Protocol
 
+from ripieno.config import Config
 from ripieno.errors import UserError
 from ripieno.model.adapters import AdapterStack
 from ripieno.runs import RunFolder
@@ -24,11 +26,14 @@ from ripieno.runs import RunFolder
 class Method(Protocol):
     """What the file of a method offers."""
 
-    def sample(self, run: RunFolder, stack: AdapterStack, member: int, epoch: int) -> Sequence[int] | None:
-        """Fill every position of a stack with a draw; return the seeds of their dropout masks, None for none.
+    def refusal(self, config: Config, epoch: int, count: int) -> str | None:
+        """Return why a run of this config cannot give so many draws after an epoch, and what would; None if it can."""
+
+    def draws(self, run: RunFolder, stack: AdapterStack, member: int, epoch: int, count: int) -> Iterator[int | None]:
+        """Put each of `count` draws into the stack's position 0, and yield the seed of its dropout masks, if any.
 
         Raises:
-            UserError: the run was not trained in a way that this method can draw from.
+            UserError: the member is not trained so far.
             EnvironmentFault: an adapter is missing or damaged.
         """
 

@@ -5,21 +5,21 @@ Its draws lie along one path through the weights, so they differ less than membe
 
 from __future__ import annotations
 
-from ripieno.errors import UserError
+from collections.abc import Iterator
+
+from ripieno.config import Config
 from ripieno.model.adapters import AdapterStack
 from ripieno.runs import RunFolder, require_adapter
 
 
-def sample(run: RunFolder, stack: AdapterStack, member: int, epoch: int) -> None:
-    """Fill a stack with a member's adapters of the epochs up to one, the last first.
+def refusal(config: Config, epoch: int, count: int) -> str | None:
+    """A draw is an epoch."""
+    return f"{count} draws take as many epochs; give --draws {epoch} at most" if count > epoch else None
 
-    Raises:
-        UserError: the member has fewer epochs than draws are asked for.
-        EnvironmentFault: an adapter is missing or damaged.
-    """
-    draws = len(stack.members)
-    if draws > epoch:
-        raise UserError(f"{run.path}: checkpoints: {draws} draws take as many epochs, and member {member} has {epoch}")
-    for draw in range(draws):
-        require_adapter(run, member, epoch - draw)
-        stack.load_peft(draw, run.adapter(member, epoch - draw))
+
+def draws(run: RunFolder, stack: AdapterStack, member: int, epoch: int, count: int) -> Iterator[None]:
+    """Load the member's adapters of the epochs up to one, the last first."""
+    for at in range(epoch, epoch - count, -1):
+        require_adapter(run, member, at)
+        stack.load_peft(0, run.adapter(member, at))
+        yield None

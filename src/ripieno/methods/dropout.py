@@ -6,22 +6,24 @@ the draw and the question alone. So the same draw is one function of the questio
 
 from __future__ import annotations
 
-from ripieno.errors import UserError
+from collections.abc import Iterator
+
+from ripieno.config import Config
 from ripieno.model.adapters import AdapterStack
-from ripieno.runs import RunFolder
+from ripieno.runs import RunFolder, require_adapter
 from ripieno.seeds import derive
 
 
-def sample(run: RunFolder, stack: AdapterStack, member: int, epoch: int) -> list[int]:
-    """Fill a stack with a member's adapter, in every position, and return the seeds of the masks.
+def refusal(config: Config, epoch: int, count: int) -> str | None:
+    """There are masks to draw where training drew some."""
+    if config.adapter.dropout:
+        return None
+    return "it was trained without dropout; set adapter.dropout, such as 0.1, and train another run"
 
-    Raises:
-        UserError: the run was trained without dropout.
-        EnvironmentFault: the adapter is missing or damaged.
-    """
-    config = run.config()
-    if not config.adapter.dropout:
-        raise UserError(f"{run.path}: dropout: was trained with adapter.dropout 0, so there are no masks to draw")
-    for draw in range(len(stack.members)):
-        stack.load_peft(draw, run.adapter(member, epoch))
-    return [derive(config.training.seed, "dropout draw", member, draw) for draw in range(len(stack.members))]
+
+def draws(run: RunFolder, stack: AdapterStack, member: int, epoch: int, count: int) -> Iterator[int]:
+    """Load the member's adapter, and yield the seed of each draw's masks."""
+    require_adapter(run, member, epoch)
+    stack.load_peft(0, run.adapter(member, epoch))
+    for draw in range(count):
+        yield derive(run.config().training.seed, "dropout draw", member, draw)

@@ -28,7 +28,7 @@ from ripieno.predictions import Predictions
 from ripieno.report import explorer
 from ripieno.report.build import Summary, build, build_comparison, write_tables
 from ripieno.report.promise import CertifiedRun
-from ripieno.runs import METHOD, RunFolder, sha256_of, stopped_members
+from ripieno.runs import BASE, METHOD, RunFolder, sha256_of, stopped_members
 
 
 def report(run: RunFolder, *, costs: Costs | None = None, bins: int = BINS) -> Path:
@@ -82,7 +82,8 @@ def compare(
     names = (summaries[0].name, summaries[1].name)
     if names[0] == names[1]:
         names = (str(run.path), str(other.path))
-    comparisons = compare_runs(evidence.predictions, others.predictions, names, about=evidence.about)
+    ours, theirs = ([p for p in each.predictions if p.method == METHOD] for each in (evidence, others))
+    comparisons = compare_runs(ours, theirs, names, about=evidence.about)
     if not comparisons:
         raise UserError(
             f"{run.path} and {other.path}: no two answered questions in common, so there is nothing to pair; "
@@ -146,12 +147,14 @@ def _require_whole(run: RunFolder) -> None:
         file = run.path / path
         kept = file.exists() or any(file.parent.glob("*.parquet"))
         if path.startswith(("predictions/", "features/")) and kept and not run.whole(file):
-            raise EnvironmentFault(f"{file}: missing or damaged; `ripieno evaluate {run.path}` makes it again")
+            method = file.name.partition("-epoch-")[0]
+            how = "" if method in (BASE, METHOD) or path.startswith("features/") else f" --method {method}"
+            raise EnvironmentFault(f"{file}: missing or damaged; `ripieno evaluate {run.path}{how}` makes it again")
 
 
 def _evaluated(run: RunFolder) -> Evidence:
     evidence = load(run)
-    if not evidence.predictions:
+    if not any(p.method == METHOD for p in evidence.predictions):
         raise UserError(f"{run.path}: nothing was evaluated yet; `ripieno evaluate {run.path}` asks the members first")
     return evidence
 
@@ -248,7 +251,7 @@ def _certified(
     run: RunFolder, evidence: Evidence, questions: Mapping[str, Sequence[Question]], promised: Mapping[str, Any]
 ) -> tuple[CertifiedRun | None, list[str]]:
     """Return the promise, if it is of the members and the epoch that the page shows; and what is left out, and why."""
-    of_epoch, last = promised["asked"]["epoch"], max(p.epoch for p in evidence.predictions)
+    of_epoch, last = promised["asked"]["epoch"], max(p.epoch for p in evidence.predictions if p.method == METHOD)
     if last != of_epoch:
         return None, [f"What was promised is of epoch {of_epoch}, and is not shown beside epoch {last}."]
     # Where a run was copied without its members, its predictions are still theirs.

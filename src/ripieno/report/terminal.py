@@ -16,7 +16,7 @@ FEW = ("accuracy", "nll", "ece")  # what a reader wants first
 def summary(analysis: Analysis, method: str) -> Iterator[str]:
     """Yield a few numbers a data set: the base, the mean member and the ensemble at its last epoch, and what holds."""
     rows = [row for row in analysis.rows if row.pooling == "prob" and row.variant is None and row.against is None]
-    last = max(row.epoch for row in rows)
+    last = max((row.epoch for row in rows if row.method == method), default=0)
     # The base is one member, so its row as an ensemble is its own.
     answerers = (
         ("base", ("base", 0, "ensemble")),
