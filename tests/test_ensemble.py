@@ -14,7 +14,7 @@ from ripieno import Ensemble
 from ripieno.config import Adapter, Compute, FewShot, Prompt
 from ripieno.data.question import Question
 from ripieno.ensemble import decide, device_of, few_shot_pool
-from ripieno.errors import EnvironmentFault, UserError
+from ripieno.errors import UserError
 from ripieno.model.adapters import AdapterStack
 
 
@@ -63,7 +63,7 @@ def test_adapters_that_do_not_fit_together_say_why(adapters: list[Path], tmp_pat
         Ensemble.load([first, changed(first, tmp_path / "scale", lora_alpha=8)])
     with pytest.raises(UserError, match="its layers are not those of the other members"):
         Ensemble.load([changed(first, tmp_path / "layers", target_modules=["q_proj"])])
-    with pytest.raises(EnvironmentFault, match=r"none/adapter_config\.json: missing or damaged"):
+    with pytest.raises(UserError, match="none: no folder, and no hub id"):
         Ensemble.load([tmp_path / "none"])
     with pytest.raises(UserError, match="not a run folder"):
         Ensemble.load(tmp_path)

@@ -161,7 +161,6 @@ def evaluate(
 ) -> None:
     """Ask the base and the members, in and out of domain; what is there already is not computed again."""
     from ripieno import evaluation
-    from ripieno.progress import Progress
 
     folder = _run(run)
     config = folder.config()
@@ -178,12 +177,10 @@ def evaluate(
     if method is not None:
         sampling = evaluation.Sampling(method, config.training.members if draws is None else draws, member or 0)
     epochs = _epochs(epoch or ("last" if sampling else "all"), last)
-    bar: Any = Progress(quiet=quiet)
-    if sampling is None:
-        bar = _progress(config, data_dir, quiet, training=False, evaluating=not dataset, choices=choices)
-    elif epochs is None:
+    if sampling is not None and epochs is None:
         epochs = list(range(1, last + 1))
-    with bar as progress:
+    evaluating = not dataset and sampling is None
+    with _progress(config, data_dir, quiet, training=False, evaluating=evaluating, choices=choices) as progress:
         extras: dict[str, Any] = {"fixed_letters": True} if fixed_letters else {}
         if unconditional:
             extras["unconditional"] = True

@@ -794,10 +794,10 @@ def test_memory_that_is_not_there_is_the_environments_fault(
 ) -> None:
     """Torch says so in a RuntimeError; what else raises one is a bug, and keeps its traceback."""
     file = write_rows(experiment.config.parent / "asked.jsonl", rows(2, 88))
-    monkeypatch.setattr(Engine, "scan", lambda *_: torch.empty(2**50))
+    monkeypatch.setattr(Engine, "scan", lambda *_, **__: torch.empty(2**50))
     line = one_line(ripieno("evaluate", experiment.path, "--dataset", file, "--epoch", "0"), 1)
     assert line == "ripieno: out of memory: lower compute.batch_tokens or compute.members_per_pass"
-    monkeypatch.setattr(Engine, "scan", lambda *_: torch.empty(2) @ torch.empty(3))
+    monkeypatch.setattr(Engine, "scan", lambda *_, **__: torch.empty(2) @ torch.empty(3))
     with pytest.raises(RuntimeError, match="size"):
         ripieno("evaluate", experiment.path, "--dataset", file, "--epoch", "0")
 

@@ -231,7 +231,9 @@ def check_defined(p: Predictions) -> None:
         assert row.value is not None or row.low is None, row
     of_ensemble = [r.measure for r in rows if (r.who, r.pooling, r.variant) == ("ensemble", "prob", None)]
     assert of_ensemble == OF_THE_ENSEMBLE + positions(p.mask.shape[1])
-    for who in ("members_mean", *set(p.members)):
+    drawn = len(set(p.members)) < len(p.members)  # several draws from one member have no rows of their own
+    assert not drawn or all(isinstance(r.who, str) for r in rows)
+    for who in ("members_mean", *(() if drawn else p.members)):
         assert {r.measure for r in rows if r.who == who} == set(OF_A_MEMBER)
 
 
