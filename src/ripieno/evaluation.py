@@ -167,10 +167,11 @@ def _check_sampling(run: RunFolder, config: Config, sampling: Sampling, epochs: 
     if 0 in epochs:
         raise UserError(f"--epoch 0: is the base, which was not trained; {sampling.method} takes 1 and later ones")
     for epoch in epochs:
-        if epoch <= last and (why := method.refusal(config, epoch, sampling.draws)):
-            raise UserError(f"{run.path}: --method {sampling.method}: {why}")
-        if epoch <= last and not adapter_epochs(run, [sampling.member], epoch):
+        answering = adapter_epochs(run, [sampling.member], min(epoch, last))
+        if not answering:
             raise UserError(f"{run.path}: member {sampling.member} failed before epoch {epoch}; give another --member")
+        if why := method.refusal(config, answering[sampling.member], sampling.draws):
+            raise UserError(f"{run.path}: --method {sampling.method}: {why}")
         for file in sorted((run.path / "predictions").rglob(f"{sampling.method}-epoch-{epoch:03d}*.parquet")):
             held = json.loads(pq.read_schema(file).metadata[b"ripieno"]).get("sampling") if run.whole(file) else None
             if held not in (None, asdict(sampling)):
