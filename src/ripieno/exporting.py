@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import safetensors.torch
 import torch
 from torch import Tensor
@@ -18,6 +17,7 @@ from ripieno.config import Compute, Config
 from ripieno.data.splits import DatasetName
 from ripieno.ensemble import assemble, load_base, questions_of
 from ripieno.errors import EnvironmentFault, UserError
+from ripieno.measures.accuracy import correct, nll
 from ripieno.measures.bootstrap import paired_interval
 from ripieno.measures.table import Analysis, Row
 from ripieno.predictions import concatenate
@@ -186,17 +186,16 @@ def _quality(
     for position, weights in enumerate((exact, mean)):
         both.stack.load(position, {name: _padded(name, weight, width) for name, weight in weights.items()}, "the mean")
     p = concatenate([both.predict(questions, progress) for questions in sets if questions])
-    right = np.take_along_axis(p.log_probs, p.targets[None, :, None], axis=2)[..., 0]
-    correct = p.log_probs.argmax(axis=2) == p.targets
-    low, high = paired_interval(-right[1], -right[0])
+    losses, right = nll(p.log_probs, p.targets), correct(p.log_probs, p.targets).mean(axis=1)
+    low, high = paired_interval(losses[1], losses[0])
     return Quality(
         questions=len(p.targets),
-        nll=float(-right[1].mean()),
-        accuracy=float(correct[1].mean()),
-        more_nll=float((right[0] - right[1]).mean()),
+        nll=float(losses[1].mean()),
+        accuracy=float(right[1]),
+        more_nll=float((losses[1] - losses[0]).mean()),
         low=low,
         high=high,
-        more_accuracy=float(correct[1].mean() - correct[0].mean()),
+        more_accuracy=float(right[1] - right[0]),
     )
 
 

@@ -86,8 +86,8 @@ def correlation_by_chance(points: int) -> float:
 
 def _with_loss(estimate: Floats, series: Series) -> float:
     """Return Pearson's correlation of an estimate with the loss of accuracy."""
-    x, y = (values - np.mean(values) for values in (np.asarray(estimate), -np.asarray(series.accuracy)))
-    norm = float(np.linalg.norm(x) * np.linalg.norm(y))
-    if not norm > 0:
-        raise ValueError(f"{len(x)} points on which accuracy or uncertainty is the same: there is no correlation")
-    return float(x @ y) / norm
+    if not (np.ptp(estimate) and np.ptp(series.accuracy)):
+        raise ValueError(
+            f"{len(estimate)} points on which accuracy or uncertainty is the same: there is no correlation"
+        )
+    return float(np.corrcoef(estimate, -series.accuracy)[0, 1])
