@@ -12,7 +12,7 @@ import pytest
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from ripieno.config import Adapter, Config, FewShot, differences, load, parse
+from ripieno.config import Adapter, Config, FewShot, Variational, differences, load, parse
 from ripieno.errors import UserError
 
 MINIMAL: dict[str, Any] = {"name": "tiny", "data": {"train": ["commonsense_qa/train"]}}
@@ -39,6 +39,7 @@ FULL: dict[str, Any] = {
     "training": {
         "members": 2, "seed": 3, "epochs": 4, "loss": "answer_token", "learning_rate": 5e-6, "schedule": "cosine",
         "warmup": 0.1, "batch_size": 2, "weight_decay": 0.01, "lora_l2": 1.0, "clip": None, "bagging": True,
+        "variational": {"prior_std": 0.1, "initial_std": 0.01, "divergence_rate": 0.001},
         "shuffle_choices": True, "patience": 2, "max_tokens": 128, "too_long": "drop",
     },
     "evaluation": {"max_tokens": 512, "too_long": "shorten_context", "fixed_letters": True, "store_top": "all"},
@@ -83,8 +84,9 @@ def test_what_is_written_is_read_back(content: dict[str, Any], tmp_path: Path) -
 def test_full_sets_every_key_to_another_value_than_its_default() -> None:
     """So that the test above sees every key there is."""
     defaults, full = dict(leaves(parse(MINIMAL))), dict(leaves(parse(FULL)))
-    assert set(full) == {key for key in defaults if key != "prompt.few_shot"} | {
-        f"prompt.few_shot.{key}" for key in FewShot.model_fields
+    inside = {"prompt.few_shot": FewShot, "training.variational": Variational}
+    assert set(full) == (set(defaults) - set(inside)) | {
+        f"{section}.{key}" for section, kind in inside.items() for key in kind.model_fields
     }
     same = [key for key in full if key in defaults and defaults[key] == full[key]]
     # Letters have one normalisation alone, and no score without their question.
@@ -344,7 +346,7 @@ def sections(model: type[BaseModel]) -> Iterator[type[BaseModel]]:
 
 def test_every_section_is_documented_and_refuses_what_it_does_not_know() -> None:
     found = list(sections(Config))
-    assert len(found) == 9
+    assert len(found) == 10
     for section in found:
         assert section.__doc__
         assert section.model_config["extra"] == "forbid"

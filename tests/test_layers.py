@@ -25,8 +25,8 @@ LAYERS = (
     "evaluation",
     "reading",
     "prompt_features",
-    "ensemble",
     "methods",
+    "ensemble",
     "training",
     "model",
     # ---- no torch from here down ----

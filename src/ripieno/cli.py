@@ -151,8 +151,13 @@ def evaluate(
     method: Annotated[
         str | None,
         typer.Option(
-            help="Ask draws of one member, at the last epoch: `checkpoints` (of its last epochs) or `dropout` (masks)."
+            help="Ask draws of one member, at the last epoch: `checkpoints` (its last epochs), `dropout` (masks), "
+            "`laplace`, `tfb` or `variational` (samples of its weights)."
         ),
+    ] = None,
+    setting: Annotated[
+        list[str] | None,
+        typer.Option(metavar="KEY=VALUE", help="With --method: change a setting of it, such as factors=diagonal."),
     ] = None,
     draws: Annotated[int | None, typer.Option(help="With --method: how many; as many as members by default.")] = None,
     member: Annotated[int | None, typer.Option(help="With --method: whose; 0 by default.")] = None,
@@ -160,12 +165,13 @@ def evaluate(
     quiet: Quiet = False,
 ) -> None:
     """Ask the base and the members, in and out of domain; what is there already is not computed again."""
+    from ripieno import config as configs
     from ripieno import evaluation
 
     folder = _run(run)
     config = folder.config()
-    if method is None and (draws is not None or member is not None):
-        raise UserError("--draws and --member: say of which --method")
+    if method is None and (draws is not None or member is not None or setting):
+        raise UserError("--draws, --member and --setting: say of which --method")
     if tokens == "all":
         if choices is not None or store_top or fixed_letters or unconditional or method:
             raise UserError(
@@ -175,7 +181,9 @@ def evaluate(
         return
     sampling, last = None, config.training.epochs
     if method is not None:
-        sampling = evaluation.Sampling(method, config.training.members if draws is None else draws, member or 0)
+        settings = configs.settings(setting or [], "--setting")
+        count = config.training.members if draws is None else draws
+        sampling = evaluation.Sampling(method, count, member or 0, settings)
     epochs = _epochs(epoch or ("last" if sampling else "all"), last)
     if sampling is not None and epochs is None:
         epochs = list(range(1, last + 1))

@@ -9,7 +9,8 @@ import math
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from types import NoneType
+from typing import Annotated, Any, Literal, Self, get_args
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -22,13 +23,13 @@ _BRANCHES = ("int", "float", "constrained-int")
 PositiveInt = Annotated[int, Field(gt=0)]
 
 
-class _Section(BaseModel):
+class Section(BaseModel):
     """Frozen, unknown keys are errors, docstrings below the fields become their descriptions."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, allow_inf_nan=False)
 
 
-class Base(_Section):
+class Base(Section):
     """The frozen pretrained causal language model."""
 
     model: str = "embedded:SmolLM2-135M-Instruct"
@@ -41,7 +42,7 @@ class Base(_Section):
     """Run the Python code that comes with the model; off unless you know its author."""
 
 
-class Adapter(_Section):
+class Adapter(Section):
     """One low-rank update a member: W x + scale * B A x (LoRA, arXiv:2106.09685)."""
 
     targets: Literal["auto", "all-linear"] | tuple[str, ...] = "auto"
@@ -59,7 +60,7 @@ class Adapter(_Section):
         return self.alpha / (math.sqrt(self.rank) if self.rslora else self.rank)
 
 
-class FewShot(_Section):
+class FewShot(Section):
     """Solved examples that stand before each question."""
 
     dataset: str
@@ -69,7 +70,7 @@ class FewShot(_Section):
     """Take the examples of the question's own subject, where it has one."""
 
 
-class Prompt(_Section):
+class Prompt(Section):
     """How a question is put to the model, and how a choice is scored."""
 
     template: Literal["paper", "letters", "text", "text-listed"] = "text-listed"
@@ -80,7 +81,7 @@ class Prompt(_Section):
     """Text templates: what ends a choice; without it "New York" always beats "New York City"."""
 
 
-class Data(_Section):
+class Data(Section):
     """Which questions play which role (`NAME[:PART]/SPLIT[+SPLIT][[A%:B%]]`, or a path to a file)."""
 
     train: tuple[str, ...]
@@ -99,7 +100,26 @@ class Data(_Section):
     """Draws the questions of each `[A%:B%]`."""
 
 
-class Training(_Section):
+class Variational(Section):
+    """Bayes by backprop on A: q(A) = N(mean, std^2), prior N(0, prior_std^2), B a point (BLoB, arXiv:2406.11675).
+
+    Each step of the loss, taken under one draw of A, is followed by a plain gradient step of the divergence from the
+    prior alone, as its authors' code does: the two differ too much in size for one optimizer.
+    """
+
+    prior_std: Annotated[float, Field(gt=0)] = 0.2
+    initial_std: Annotated[float, Field(ge=0)] = 0.002
+    divergence_rate: Annotated[float, Field(ge=0)] = 0.02
+    """Learning rate of the divergence; it follows the loss's schedule, and an epoch's steps share one divergence."""
+
+    @model_validator(mode="after")
+    def _has_a_divergence(self) -> Self:
+        if self.divergence_rate and not self.initial_std:
+            raise ValueError("initial_std 0: its divergence from any prior is infinite; set divergence_rate 0 as well")
+        return self
+
+
+class Training(Section):
     """How the members are trained."""
 
     members: PositiveInt = 5
@@ -117,6 +137,8 @@ class Training(_Section):
     weight_decay: Annotated[float, Field(ge=0)] = 0.0
     lora_l2: Annotated[float, Field(ge=0)] = 0.0
     """lambda of lambda * sum ||B A||_F^2, once a step (arXiv:2402.12264, its regulariser)."""
+    variational: Variational | None = None
+    """Train a distribution of A in place of one value (`ripieno evaluate --method variational` draws from it)."""
     clip: Annotated[float, Field(gt=0)] | None = 1.0
     """Largest norm of a member's gradient."""
     bagging: bool = False
@@ -131,7 +153,7 @@ class Training(_Section):
     """`shorten_context` cuts the context from its front; choices and answers are never cut."""
 
 
-class Evaluation(_Section):
+class Evaluation(Section):
     """What is computed for each evaluated question."""
 
     max_tokens: PositiveInt | None = None
@@ -145,7 +167,7 @@ class Evaluation(_Section):
     (domain-conditional PMI, arXiv:2104.08315)."""
 
 
-class Compute(_Section):
+class Compute(Section):
     """Where and how large the passes are; nothing here changes results beyond rounding."""
 
     device: str = "auto"
@@ -155,7 +177,7 @@ class Compute(_Section):
     threads: PositiveInt | None = None
 
 
-class Config(_Section):
+class Config(Section):
     """A whole experiment."""
 
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
@@ -211,8 +233,16 @@ def load(path: Path | str, settings: Sequence[str] = ()) -> Config:
     if not isinstance(content, dict):
         raise UserError(f"{path}: a config is a YAML mapping of keys; see configs/demo.yaml")
     for setting in settings:
-        _apply(content, setting)
+        _apply(content, setting, "--set")
     return parse(content, str(path))
+
+
+def settings(texts: Sequence[str], option: str) -> dict[str, Any]:
+    """Read `key=value` texts, with dotted keys and YAML values, as nested mappings; `option` names them in errors."""
+    content: dict[str, Any] = {}
+    for text in texts:
+        _apply(content, text, option)
+    return content
 
 
 def parse(content: dict[str, Any], source: str = "config") -> Config:
@@ -220,7 +250,7 @@ def parse(content: dict[str, Any], source: str = "config") -> Config:
     try:
         return Config.model_validate(content)
     except ValidationError as error:
-        raise UserError(f"{source}: {_explain(error)}") from None
+        raise UserError(f"{source}: {explain(error, Config)}") from None
 
 
 def differences(old: Config, new: Config) -> list[str]:
@@ -247,31 +277,32 @@ def _flatten(content: Any, prefix: str = "") -> dict[str, Any]:
     }
 
 
-def _apply(content: dict[str, Any], setting: str) -> None:
+def _apply(content: dict[str, Any], setting: str, option: str) -> None:
     key, equals, value = setting.partition("=")
     if not equals:
-        raise UserError(f"--set {setting}: give key=value, such as training.epochs=2")
+        raise UserError(f"{option} {setting}: give key=value, such as training.epochs=2")
     *sections, last = key.strip().split(".")
     for section in sections:
         content = content.setdefault(section, {})
         if not isinstance(content, dict):
-            raise UserError(f"--set {setting}: {section} is a value, not a section")
+            raise UserError(f"{option} {setting}: {section} is a value, not a section")
     try:
         content[last] = yaml.safe_load(value)
     except yaml.YAMLError:
-        raise UserError(f"--set {setting}: {value!r} is not a YAML value") from None
+        raise UserError(f"{option} {setting}: {value!r} is not a YAML value") from None
 
 
-def _explain(error: ValidationError) -> str:
+def explain(error: ValidationError, kind: type[Section]) -> str:
     """Say the first problem of a config in one line, with the nearest right key for an unknown one."""
     first = error.errors(include_url=False)[0]
     # pydantic names the tried branch of a union ("literal['auto']", "constrained-int") after the key itself
     where = ".".join(str(part) for part in first["loc"] if "[" not in str(part) and part not in _BRANCHES)
     if first["type"] == "extra_forbidden":
-        section: Any = Config
+        section: Any = kind
         for part in first["loc"][:-1]:
-            annotation = section.model_fields[str(part)].annotation
-            section = FewShot if part == "few_shot" else annotation
+            annotation: Any = section.model_fields[str(part)].annotation
+            # A section that may be left out is a union with None.
+            section = next((one for one in get_args(annotation) if one is not NoneType), annotation)
         known = list(section.model_fields)
         near = difflib.get_close_matches(str(first["loc"][-1]), known, n=1)
         return f"unknown key {where}; " + (f"did you mean {near[0]}?" if near else f"known: {', '.join(known)}")

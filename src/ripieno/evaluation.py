@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
-from functools import cache
+from dataclasses import asdict, dataclass, field, replace
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 
 import pyarrow.parquet as pq
+import safetensors
+import safetensors.torch
 
 from ripieno import config as configs
 from ripieno import methods, provenance
@@ -20,13 +23,15 @@ from ripieno.data.question import Question
 from ripieno.data.splits import DatasetName
 from ripieno.ensemble import Ensemble, assemble, load_base, questions_of
 from ripieno.errors import UserError
+from ripieno.methods import Fitted, Method
+from ripieno.methods.trained import Trained
 from ripieno.model.prediction import noise_floor
 from ripieno.model.speed import Timer
 from ripieno.parquet import to_parquet
-from ripieno.predictions import Predictions, of_draws
+from ripieno.predictions import Predictions
 from ripieno.progress import Progress
 from ripieno.prompt_features import make_features, of_analysis
-from ripieno.runs import BASE, METHOD, RunFolder, adapter_epochs, require_adapter
+from ripieno.runs import BASE, METHOD, RunFolder, adapter_epochs, require_adapter, sha256_of
 
 # Of a config's `evaluation`: what else is stored, moving no prediction.
 EXTRAS = {"fixed_letters", "store_top", "unconditional"}
@@ -41,11 +46,23 @@ class Sampling:
         method: one of `ripieno.methods`.
         draws: how many.
         member: whose.
+        settings: of the method.
     """
 
     method: str
     draws: int
     member: int = 0
+    settings: Mapping[str, Any] = field(default_factory=dict)
+
+    @cached_property
+    def way(self) -> Method:
+        """The method with its settings."""
+        return methods.named(self.method, self.settings)
+
+    @property
+    def label(self) -> str:
+        """What its predictions are called: the method, and each setting that is not the default."""
+        return "-".join([self.method, *(f"{value}" for value in self.way.model_dump(exclude_defaults=True).values())])
 
 
 @dataclass(frozen=True)
@@ -66,7 +83,7 @@ class Job:
 
 
 def _method(epoch: int, sampling: Sampling | None) -> str:
-    return sampling.method if sampling else METHOD if epoch else BASE
+    return sampling.label if sampling else METHOD if epoch else BASE
 
 
 def evaluate(
@@ -127,6 +144,7 @@ def evaluate(
             members = [sampling.member] if sampling else range(config.training.members)
             return assemble(config, load_base(run, config.base, config.compute), members, data_dir)
 
+        fitted: dict[int, Fitted] = {}
         answered: tuple[Job, Sequence[Question]] | None = None
         for job in jobs:
             matched = asked[job.name, job.choices]
@@ -139,7 +157,13 @@ def evaluate(
                     answers = sampling.draws if sampling else max(len(job.members), 1)
                     progress.advance(answers * len(matched.questions))
                     continue
-            p = _answer(run, replace(ensemble(), evaluation=evaluation), job, matched.questions, progress)
+            of_job = replace(ensemble(), evaluation=evaluation)
+            trained = None
+            if sampling is not None:
+                trained = Trained(run, config, of_job, [sampling.member], job.epoch, progress)
+                if job.epoch not in fitted:
+                    fitted[job.epoch] = fit(sampling, trained)
+            p = _answer(run, of_job, job, matched.questions, progress, trained, fitted.get(job.epoch, {}))
             about: dict[str, Any] = {"inputs": inputs, "extras": evaluation.model_dump(include=EXTRAS)}
             about |= {} if sampling is None else {"sampling": asdict(sampling)}
             if job.choices is not None:
@@ -158,7 +182,9 @@ def evaluate(
 
 def _check_sampling(run: RunFolder, config: Config, sampling: Sampling, epochs: Sequence[int] | None) -> Sequence[int]:
     """Check that draws can be had, before any work; return after which epochs: the last one by default."""
-    method, last = methods.named(sampling.method), config.training.epochs
+    last = config.training.epochs
+    if sampling.way.of_members:
+        raise UserError(f"--method {sampling.method}: its answers are among the members' own; leave --method out")
     epochs = epochs or [last]
     if not 0 <= sampling.member < config.training.members:
         raise UserError(f"--member {sampling.member}: {run.path} has members 0 to {config.training.members - 1}")
@@ -170,9 +196,9 @@ def _check_sampling(run: RunFolder, config: Config, sampling: Sampling, epochs: 
         answering = adapter_epochs(run, [sampling.member], min(epoch, last))
         if not answering:
             raise UserError(f"{run.path}: member {sampling.member} failed before epoch {epoch}; give another --member")
-        if why := method.refusal(config, answering[sampling.member], sampling.draws):
+        if why := sampling.way.refusal(config, answering[sampling.member], sampling.draws):
             raise UserError(f"{run.path}: --method {sampling.method}: {why}")
-        for file in sorted((run.path / "predictions").rglob(f"{sampling.method}-epoch-{epoch:03d}*.parquet")):
+        for file in sorted((run.path / "predictions").rglob(f"{sampling.label}-epoch-{epoch:03d}*.parquet")):
             held = json.loads(pq.read_schema(file).metadata[b"ripieno"]).get("sampling") if run.whole(file) else None
             if held not in (None, asdict(sampling)):
                 raise UserError(
@@ -259,17 +285,40 @@ def _reduced(config: Config, job: Job, questions: Sequence[Question]) -> Matched
     return matched
 
 
+def fit(sampling: Sampling, trained: Trained) -> Fitted:
+    """Return what a method fits once, from the run where it is there already; what is new is kept in it."""
+    run = trained.run
+    adapters = [str(sha256_of(trained.adapter(member) / "adapter_model.safetensors")) for member in trained.members]
+    how = hashlib.sha256(json.dumps([sampling.way.model_dump(mode="json"), adapters]).encode()).hexdigest()
+    file = run.fitted(sampling.label, sampling.member, trained.epoch)
+    if run.whole(file):
+        with safetensors.safe_open(file, framework="pt") as kept:
+            if kept.metadata()["how"] == how:
+                return {name: kept.get_tensor(name) for name in kept.keys()}  # noqa: SIM118 (it is no dict)
+    meter = trained.ensemble.engine.meter
+    before = meter.tokens
+    found = sampling.way.fit(trained)
+    if found:
+        header = {"how": how, "tokens": str(meter.tokens - before)}
+        run.write(file, safetensors.torch.save({k: v.cpu().contiguous() for k, v in found.items()}, header))
+    return found
+
+
 def _answer(
-    run: RunFolder, ensemble: Ensemble, job: Job, questions: Sequence[Question], progress: Progress
+    run: RunFolder,
+    ensemble: Ensemble,
+    job: Job,
+    questions: Sequence[Question],
+    progress: Progress,
+    trained: Trained | None,
+    fitted: Fitted,
 ) -> Predictions:
     progress.describe(f"asking {job.name.written}, " + (f"epoch {job.epoch}" if job.epoch else "the base"))
     timer = Timer(ensemble.engine.meter)
     asked = ensemble.encode(questions, bare=ensemble.evaluation.unconditional)
     if job.sampling:
-        [(member, at)] = job.members.items()
-        draws = methods.named(job.sampling.method).draws(run, ensemble.stack, member, at, job.sampling.draws)
-        # One after the other: the next draw takes the place of the last one.
-        p = of_draws([ensemble.answer(asked, [0], progress, None if seed is None else [seed]) for seed in draws])
+        assert trained is not None
+        p = job.sampling.way.answer(trained, fitted, asked, job.sampling.draws)
     else:
         for member, at in job.members.items():
             ensemble.stack.load_peft(member, run.adapter(member, at))

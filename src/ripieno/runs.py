@@ -69,6 +69,10 @@ class RunFolder:
         """File of a data set's questions, as they were asked."""
         return self.path / "questions" / folder / f"{file}.parquet"
 
+    def fitted(self, label: str, member: int, epoch: int) -> Path:
+        """File of what a method computed once from a member's training or validation questions."""
+        return self.path / "fitted" / f"{label}-{member:03d}-epoch-{epoch:03d}.safetensors"
+
     @property
     def certificate(self) -> Path:
         """File of what was promised, which uses up the certification questions."""

@@ -13,25 +13,29 @@ from commands import files_of, ripieno, rows, works, write_config, write_rows
 
 from ripieno import Ensemble, methods
 from ripieno.data.question import read_questions
+from ripieno.methods.trained import Trained
 from ripieno.parquet import read_parquet
 from ripieno.predictions import Predictions
+from ripieno.progress import Progress
 from ripieno.runs import RunFolder
 
 EPOCHS, DRAWS = 3, 3
+SAMPLED = [name for name in methods.names() if not methods.named(name).of_members]
 
 
 @pytest.fixture(scope="module")
 def run(base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run with dropout, asked as an ensemble after every epoch and by both methods."""
+    """A run with dropout and a distribution of A, asked as an ensemble after every epoch and by every method."""
     folder = tmp_path_factory.mktemp("methods")
     data = {
         role: [write_rows(folder / f"{role}.jsonl", rows(count, seed))]
-        for seed, (role, count) in enumerate({"train": 16, "calibration": 12, "test": 12}.items())
+        for seed, (role, count) in enumerate({"train": 16, "calibration": 12, "test": 12, "validation": 8}.items())
     }
-    config = write_config(folder, base, data, adapter={"dropout": 0.3}, training={"epochs": EPOCHS})
+    training = {"epochs": EPOCHS, "variational": {"initial_std": 0.1, "divergence_rate": 0.001}}
+    config = write_config(folder, base, data, adapter={"dropout": 0.3}, training=training)
     works("train", config, "--run", folder / "run")
     works("evaluate", folder / "run")
-    for method in methods.names():
+    for method in SAMPLED:
         works("evaluate", folder / "run", "--method", method, "--draws", str(DRAWS), "--member", "1")
     return folder / "run"
 
@@ -42,8 +46,16 @@ def stored(run: Path, name: str, kind: str = "test") -> Predictions:
     return p
 
 
+def trained(run: Path, ensemble: Ensemble, member: int = 1, epoch: int = EPOCHS) -> Trained:
+    """Return what a method works with: a member of a run, in an ensemble's first place."""
+    folder = RunFolder(run)
+    return Trained(folder, folder.config(), ensemble, [member], epoch, Progress(quiet=True))
+
+
 def test_methods_are_found_by_their_files() -> None:
-    assert methods.names() == ["checkpoints", "dropout"]
+    assert {"checkpoints", "dropout", "laplace", "single", "tfb", "variational"} <= set(methods.names())
+    for name in methods.names():
+        assert type(methods.named(name)).__module__ == f"ripieno.methods.{name}"
 
 
 def test_checkpoints_are_the_members_own_answers_epoch_by_epoch(run: Path) -> None:
@@ -62,7 +74,7 @@ def test_dropout_draws_differ_and_each_is_one_function(run: Path) -> None:
     assert min(np.abs(p.probs[a] - p.probs[b]).max() for a, b in ((0, 1), (0, 2), (1, 2))) > 1e-3
     # The same draws again: in another order, alone, and several of one member in a pass.
     ensemble = Ensemble.load(run)
-    seeds = list(methods.named("dropout").draws(RunFolder(run), ensemble.stack, 1, EPOCHS, DRAWS))
+    seeds = list(methods.named("dropout").draws(trained(run, ensemble), {}, DRAWS))
     assert all(seed is not None for seed in seeds)
     for question in reversed(read_questions(run.parent / "test.jsonl")):
         n, K = p.question_ids.index(question.id), len(question.choices)
@@ -76,11 +88,46 @@ def test_dropout_draws_differ_and_each_is_one_function(run: Path) -> None:
 
 def test_without_masks_the_draws_are_the_member(run: Path) -> None:
     ensemble = Ensemble.load(run)
-    list(methods.named("dropout").draws(RunFolder(run), ensemble.stack, 1, EPOCHS, 1))
+    list(methods.named("dropout").draws(trained(run, ensemble), {}, 1))
     p = ensemble.answer(ensemble.encode(read_questions(run.parent / "test.jsonl")), [0, 0])
     own = stored(run, f"ensemble-epoch-{EPOCHS:03d}")
     np.testing.assert_allclose(p.log_probs[0], own.log_probs[own.members.index(1)], rtol=2e-6, atol=2e-6)
     np.testing.assert_array_equal(p.log_probs[0], p.log_probs[1])
+
+
+@pytest.mark.parametrize("name", [name for name in SAMPLED if name not in ("checkpoints", "dropout")])
+def test_samples_differ_repeat_and_are_adapters_that_peft_reads(name: str, run: Path, tmp_path: Path) -> None:
+    p = stored(run, f"{name}-epoch-{EPOCHS:03d}")
+    assert p.members == (1,) * DRAWS
+    assert min(np.abs(p.probs[a] - p.probs[b]).max() for a, b in ((0, 1), (0, 2), (1, 2))) > 1e-5
+    sampled = {"predictive": "sampled"} if name == "laplace" else {}
+    method, ensemble = methods.named(name, sampled), Ensemble.load(run)
+    of_run = trained(run, ensemble)
+    fitted = method.fit(of_run)
+    asked = ensemble.encode(read_questions(run.parent / "test.jsonl"))
+    answers = method.answer(of_run, fitted, asked, DRAWS)
+    if not sampled:
+        # The same draws, in a stack of another size; float32 sums in another order.
+        np.testing.assert_allclose(answers.log_probs, p.log_probs, atol=2**-16)
+    for draw, _ in enumerate(method.draws(of_run, fitted, DRAWS)):
+        config, tensors = ensemble.stack.to_peft(0, str(RunFolder(run).config().base.model), None)
+        folder = tmp_path / str(draw)
+        folder.mkdir()
+        (folder / "adapter_config.json").write_text(config)
+        (folder / "adapter_model.safetensors").write_bytes(tensors)
+        again = Ensemble.load([folder], prompt=RunFolder(run).config().prompt).answer(asked, [0])
+        np.testing.assert_allclose(again.log_probs[0], answers.log_probs[draw], atol=2**-16)
+
+
+def test_a_setting_has_a_file_of_its_own_and_what_was_fitted_is_kept(run: Path) -> None:
+    works("evaluate", run, "--method", "laplace", "--setting", "factors=diagonal", "--draws", "2")
+    assert stored(run, f"laplace-diagonal-epoch-{EPOCHS:03d}").method == "laplace-diagonal"
+    fitted = RunFolder(run).fitted("laplace-diagonal", 0, EPOCHS)
+    before = fitted.stat().st_mtime_ns
+    for file in (run / "predictions").rglob("laplace-diagonal-*"):
+        file.unlink()
+    works("evaluate", run, "--method", "laplace", "--setting", "factors=diagonal", "--draws", "2")
+    assert fitted.stat().st_mtime_ns == before
 
 
 def test_the_analysis_sets_methods_side_by_side(run: Path) -> None:
@@ -91,7 +138,7 @@ def test_the_analysis_sets_methods_side_by_side(run: Path) -> None:
         if (row["measure"], row["who"], row["variant"], row["pooling"]) == ("nll", "ensemble", "temperature", "prob")
         and row["epoch"] in (0, EPOCHS)
     }
-    assert {"ensemble", "checkpoints", "dropout"} <= set(measured)  # each with a temperature of its own
+    assert {"ensemble", *SAMPLED} <= set(measured)  # each with a temperature of its own
     # A row's keys name one number: draws of one member have no rows of their own.
     values = ("value", "low", "high", "n", "reason")
     keys = [tuple(cell for key, cell in row.items() if key not in values) for row in found["rows"]]
@@ -102,11 +149,11 @@ def test_the_report_is_of_the_ensemble_alone(run: Path, tmp_path: Path) -> None:
     sampled, plain = tmp_path / "sampled", tmp_path / "plain"
     for copy in (sampled, plain):
         shutil.copytree(run, copy)
-    for name in methods.names():
+    for name in SAMPLED:
         for file in (plain / "predictions").rglob(f"{name}-*.parquet"):
             file.unlink()
     lines = (line for line in (plain / "checksums.jsonl").read_text().splitlines(keepends=True))
-    kept = [line for line in lines if not any(f"/{name}-epoch-" in line for name in methods.names())]
+    kept = [line for line in lines if not any(f"/{name}-" in line for name in SAMPLED)]
     (plain / "checksums.jsonl").write_text("".join(kept))
     assert works("report", sampled).replace("sampled", "plain") == works("report", plain)
     said = works("report", sampled, "--compare", plain)
@@ -151,12 +198,17 @@ def test_what_cannot_be_drawn_is_refused(run: Path, base: Path, tmp_path: Path) 
     refused = {
         ("evaluate", plain, "--method", "dropout"): "it was trained without dropout; set adapter.dropout",
         ("evaluate", plain, "--method", "checkpoints"): "2 draws take as many epochs; give --draws 1 at most",
-        ("evaluate", run, "--method", "laplce"): "--method laplce: there are checkpoints, dropout",
+        ("evaluate", run, "--method", "laplce"): "method laplce: there are best, checkpoints, dropout",
         ("evaluate", run, "--method", "dropout", "--member", "2"): "has members 0 to 1",
         ("evaluate", run, "--method", "dropout", "--draws", "0"): "--draws 0: give 1 at least",
         ("evaluate", run, "--method", "dropout", "--epoch", "0"): "--epoch 0: is the base, which was not trained",
-        ("evaluate", run, "--draws", "3"): "--draws and --member: say of which --method",
-        ("evaluate", run, "--tokens", "all", "--draws", "3"): "--draws and --member: say of which --method",
+        ("evaluate", run, "--method", "ensemble"): "its answers are among the members' own; leave --method out",
+        ("evaluate", plain, "--method", "tfb"): "it has no data.validation to search by",
+        ("evaluate", plain, "--method", "variational"): "set training.variational",
+        ("evaluate", run, "--method", "map"): "leave --method out",
+        ("evaluate", run, "--method", "laplace", "--setting", "factor=2"): "unknown key factor; did you mean factors?",
+        ("evaluate", run, "--draws", "3"): "--draws, --member and --setting: say of which --method",
+        ("evaluate", run, "--tokens", "all", "--draws", "3"): "--draws, --member and --setting: say of which --method",
         ("evaluate", run, "--method", "dropout", "--unconditional"): "--unconditional: is not offered with --method",
     }
     for command, why in refused.items():

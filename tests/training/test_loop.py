@@ -47,8 +47,9 @@ STEPS = 20  # 5 epochs of 4 batches
         },
         {"epochs": 2, "loss": "answer_token", "template": "letters", "dropout": 0.1, "shuffle_choices": True},
         {"epochs": 2, "loss": "next_token", "dropout": 0.1, "bagging": True},
+        {"epochs": 2, "loss": "choices", "variational": {"initial_std": 0.05, "divergence_rate": 0.001}},
     ],
-    ids=["choices-dropout-bagging", "choices-penalties", "answer_token", "next_token"],
+    ids=["choices-dropout-bagging", "choices-penalties", "answer_token", "next_token", "variational"],
 )
 def test_members_together_are_what_each_is_alone(given: dict[str, Any], tmp_path: Path) -> None:
     """Whatever shares a pass, and however a batch is cut: the same adapters. Members differ a hundred thousandfold."""

@@ -1,55 +1,82 @@
-"""Ways to get several answers out of one trained member, each a file, all with the same verbs.
+"""Ways to get answers, and how sure they are, out of trained members: a method a file, all with the same verbs.
 
-    refusal(config, epoch, count)            why a run cannot give so many draws, and what would; None where it can
-    draws(run, stack, member, epoch, count)  each draw in turn
+    refusal   why a run cannot be answered for in this way, and what would mend it
+    fit       what has to be computed once from the training or validation questions; stored with the run
+    draws     put one weight sample after the other in place
+    answer    the rows of one `Predictions`, [draw, question, choice]: by default, what each draw answers
 
-`draws` puts one draw after the other into a stack's only position, as the member was after an epoch. Where a draw is
-one of dropout masks and not of weights, it yields their seed, else None. Asked with each in turn, they are the rows of
-one `Predictions`: `[draw, question, choice]`.
-
-A method is found by its file's name; adding one is adding a file.
+A method is a frozen section of settings, such as `Laplace(predictive="sampled")`. Its file is named as it is: adding
+one is adding a file (docs/add-a-method.md).
 """
 
 from __future__ import annotations
 
 import importlib
 import pkgutil
-from collections.abc import Iterator
-from typing import Protocol
+from collections.abc import Iterator, Mapping
+from typing import Any, ClassVar
 
-from ripieno.config import Config
+from pydantic import ValidationError
+from torch import Tensor
+
+from ripieno.config import Config, Section, explain
 from ripieno.errors import UserError
-from ripieno.model.adapters import AdapterStack
-from ripieno.runs import RunFolder
+from ripieno.methods.trained import Trained
+from ripieno.model.prediction import Asked
+from ripieno.predictions import Predictions, of_draws
+
+Fitted = Mapping[str, Tensor]
 
 
-class Method(Protocol):
-    """What the file of a method offers."""
+class Method(Section):
+    """A way to answer; its fields are what may be chosen about it."""
+
+    of_members: ClassVar[bool] = False
+    """Whether it answers with the members after the epoch, who are asked anyway."""
 
     def refusal(self, config: Config, epoch: int, count: int) -> str | None:
         """Return why a run of this config cannot give so many draws after an epoch, and what would; None if it can."""
+        return None
 
-    def draws(self, run: RunFolder, stack: AdapterStack, member: int, epoch: int, count: int) -> Iterator[int | None]:
-        """Put each of `count` draws into the stack's position 0, and yield the seed of its dropout masks, if any.
+    def fit(self, trained: Trained) -> Fitted:
+        """Return what is computed once, before any question is answered, as named tensors.
 
         Raises:
-            UserError: the member is not trained so far.
+            UserError: the run's questions do not do for it.
             EnvironmentFault: an adapter is missing or damaged.
         """
+        return {}
+
+    def draws(self, trained: Trained, fitted: Fitted, count: int) -> Iterator[int | None]:
+        """Put each of `count` draws in place, and yield the seed of its dropout masks, if any.
+
+        Raises:
+            UserError: a member is not trained so far.
+            EnvironmentFault: an adapter is missing or damaged.
+        """
+        raise NotImplementedError
+
+    def answer(self, trained: Trained, fitted: Fitted, asked: Asked, count: int) -> Predictions:
+        """Return what each draw answers, [draw, question, choice]."""
+        # One after the other: the next draw takes the place of the last one.
+        return of_draws([trained.ask(asked, seed) for seed in self.draws(trained, fitted, count)])
 
 
 def names() -> list[str]:
     """Return the methods that there are."""
-    return sorted(module.name for module in pkgutil.iter_modules(__path__))
+    return sorted(module.name for module in pkgutil.iter_modules(__path__) if module.name != "trained")
 
 
-def named(name: str) -> Method:
-    """Return a method by its name.
+def named(name: str, settings: Mapping[str, Any] | None = None) -> Method:
+    """Return a method by its name, with some of its settings changed.
 
     Raises:
-        UserError: there is none of that name.
+        UserError: there is none of that name, or it has no such setting.
     """
     if name not in names():
-        raise UserError(f"--method {name}: there are {', '.join(names())}")
-    method: Method = importlib.import_module(f"{__name__}.{name}")
-    return method
+        raise UserError(f"method {name}: there are {', '.join(names())}")
+    kind: type[Method] = getattr(importlib.import_module(f"{__name__}.{name}"), name.capitalize())
+    try:
+        return kind.model_validate(settings or {})
+    except ValidationError as error:
+        raise UserError(f"method {name}: {explain(error, kind)}") from None

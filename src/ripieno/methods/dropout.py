@@ -9,21 +9,22 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from ripieno.config import Config
-from ripieno.model.adapters import AdapterStack
-from ripieno.runs import RunFolder, require_adapter
+from ripieno.methods import Fitted, Method
+from ripieno.methods.trained import Trained
 from ripieno.seeds import derive
 
 
-def refusal(config: Config, epoch: int, count: int) -> str | None:
-    """There are masks to draw where training drew some."""
-    if config.adapter.dropout:
-        return None
-    return "it was trained without dropout; set adapter.dropout, such as 0.1, and train another run"
+class Dropout(Method):
+    """The first member, under several sets of masks."""
 
+    def refusal(self, config: Config, epoch: int, count: int) -> str | None:
+        """There are masks to draw where training drew some."""
+        if config.adapter.dropout:
+            return None
+        return "it was trained without dropout; set adapter.dropout, such as 0.1, and train another run"
 
-def draws(run: RunFolder, stack: AdapterStack, member: int, epoch: int, count: int) -> Iterator[int]:
-    """Load the member's adapter, and yield the seed of each draw's masks."""
-    require_adapter(run, member, epoch)
-    stack.load_peft(0, run.adapter(member, epoch))
-    for draw in range(count):
-        yield derive(run.config().training.seed, "dropout draw", member, draw)
+    def draws(self, trained: Trained, fitted: Fitted, count: int) -> Iterator[int]:
+        """Load the member, and yield the seed of each draw's masks."""
+        trained.load(trained.member)
+        for draw in range(count):
+            yield derive(trained.config.training.seed, "dropout draw", trained.member, draw)

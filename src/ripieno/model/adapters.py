@@ -13,7 +13,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import safetensors.torch
 import torch
@@ -43,7 +43,16 @@ class _Pass:
         self.members: tuple[int, ...] = ()
         self.token_keys: Tensor | None = None  # int64 [rows, tokens]; None where there is no dropout
         self.counts: tuple[int, ...] | None = None  # tokens of each member; None where all have as many
+        self.taps: dict[StackedLinear, Tap] | None = None  # filled by a pass that records gradients a token
         self.merged: int | None = None  # the member whose update is merged into copies of the weights
+
+
+class Tap(NamedTuple):
+    """What a member's update of one layer computed at T tokens: x, A x and B A x."""
+
+    x: Tensor  # [T, in], outside the graph
+    z: Tensor  # [T, r]
+    u: Tensor  # [T, out], before it is scaled
 
 
 class StackedLinear(nn.Module):
@@ -65,6 +74,7 @@ class StackedLinear(nn.Module):
         self.running = running
         self.key = int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "big", signed=True)
         self.merged: Tensor | None = None
+        self.shift: dict[int, Tensor] = {}  # what a member's A is moved by, outside the graph (training.variational)
         self.A = nn.ParameterList(nn.Parameter(torch.zeros(rank, inside, device=device)) for _ in range(members))
         self.B = nn.ParameterList(nn.Parameter(torch.zeros(out, rank, device=device)) for _ in range(members))
 
@@ -81,21 +91,32 @@ class StackedLinear(nn.Module):
             keys = self.running.token_keys.reshape(-1, 1)
             flat = flat * keep_mask(keys ^ self.key, x.shape[-1], self.dropout) / (1 - self.dropout)
         wide = y.reshape(-1, y.shape[-1]).float()
+        if self.running.taps is not None:
+            [m] = members
+            z = flat @ self.A[m].mT
+            u = z @ self.B[m].mT
+            self.running.taps[self] = Tap(flat.detach(), z, u)
+            return (wide + self.scale * u).to(y.dtype).view(y.shape)
         # One fused product and sum, y + scale * (x A^T) B^T: less traffic than a product, a scaling and a sum.
         counts = self.running.counts or (len(flat) // len(members),) * len(members)
         if len(set(counts)) > 1:
             parts = zip(members, wide.split(counts), flat.split(counts), strict=True)
-            update = torch.cat([torch.addmm(w, f @ self.A[m].mT, self.B[m].mT, alpha=self.scale) for m, w, f in parts])
+            update = torch.cat(
+                [torch.addmm(w, f @ self._inside(m).mT, self.B[m].mT, alpha=self.scale) for m, w, f in parts]
+            )
         else:
-            A, B = (self._running(weights) for weights in (self.A, self.B))
+            A, B = (self._stacked([of(m) for m in members]) for of in (self._inside, self.B.__getitem__))
             of_members = [tensor.view(len(members), -1, tensor.shape[-1]) for tensor in (wide, flat)]
             update = torch.baddbmm(of_members[0], torch.bmm(of_members[1], A.mT), B.mT, alpha=self.scale)
         return update.to(y.dtype).view(y.shape)
 
-    def _running(self, weights: nn.ParameterList) -> Tensor:
+    def _inside(self, m: int) -> Tensor:
+        shift = self.shift.get(m)
+        return self.A[m] if shift is None else self.A[m] + shift
+
+    def _stacked(self, weights: Sequence[Tensor]) -> Tensor:
         """Return the running members' weights, stacked: [P, ...]."""
-        members = self.running.members
-        return weights[members[0]][None] if len(members) == 1 else torch.stack([weights[m] for m in members])
+        return weights[0][None] if len(weights) == 1 else torch.stack(list(weights))
 
     def merge(self, position: int) -> None:
         """Make a copy of the base's weight with a member's update in it; the base's own stays as it is."""
@@ -182,6 +203,15 @@ class AdapterStack:
             running.members, running.token_keys, running.counts = (), None, None
 
     @contextmanager
+    def tapped(self) -> Iterator[dict[StackedLinear, Tap]]:
+        """Let a pass inside, of one member and with gradients, record what each layer computed at each token."""
+        self.running.taps = {}
+        try:
+            yield self.running.taps
+        finally:
+            self.running.taps = None
+
+    @contextmanager
     def merged(self, position: int) -> Iterator[None]:
         """Let passes inside of this member alone run on copies of the targeted weights with its update merged in.
 
@@ -213,6 +243,13 @@ class AdapterStack:
     def parameters(self, position: int) -> list[nn.Parameter]:
         """Return a member's parameters, in a fixed order: each layer's A, then its B."""
         return [p for layer in self.layers.values() for p in (layer.A[position], layer.B[position])]
+
+    def put(self, position: int, weights: Mapping[str, tuple[Tensor, Tensor]]) -> None:
+        """Take a member's weights: the A [r, in] and B [out, r] of every layer, by its name."""
+        with torch.no_grad():
+            for name, layer in self.layers.items():
+                for target, weight in zip((layer.A[position], layer.B[position]), weights[name], strict=True):
+                    target.copy_(weight)
 
     def initialise(self, position: int, seed: int) -> None:
         """Draw a member's A as PEFT does (Kaiming uniform with a = sqrt(5): +-1/sqrt(in)) and set its B to zero.

@@ -147,8 +147,9 @@ def _require_whole(run: RunFolder) -> None:
         file = run.path / path
         kept = file.exists() or any(file.parent.glob("*.parquet"))
         if path.startswith(("predictions/", "features/")) and kept and not run.whole(file):
-            method = file.name.partition("-epoch-")[0]
+            method, *settings = file.name.partition("-epoch-")[0].split("-")
             how = "" if method in (BASE, METHOD) or path.startswith("features/") else f" --method {method}"
+            how += f" (with the --setting of {', '.join(settings)})" if settings else ""
             raise EnvironmentFault(f"{file}: missing or damaged; `ripieno evaluate {run.path}{how}` makes it again")
 
 

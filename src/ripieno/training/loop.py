@@ -20,6 +20,7 @@ from ripieno.progress import TRAINING_COST, Progress
 from ripieno.runs import RunFolder, stopped_members
 from ripieno.seeds import derive, generator
 from ripieno.training import checkpoints, losses
+from ripieno.training.variational import Posterior
 
 Row = TokenTree | TokenSequence
 # A member's validation: positions in the stack -> (NLL, accuracy) each.
@@ -131,6 +132,7 @@ class Trainer:
         """
         training = self.config.training
         positions = range(len(self.stack.members))
+        self.posterior = Posterior(self.stack, training.variational) if training.variational else None
         last = {p: self._last_epoch(p) for p in positions}
         stopped = self._stopped()
         self._cut_metrics({self.stack.members[p]: last[p] for p in positions if p not in stopped})
@@ -187,10 +189,17 @@ class Trainer:
         positions, rows = list(batch), list(batch.values())
         counts = torch.tensor([self._weight(of_member) for of_member in rows], device=self.engine.backbone.device)
         total = torch.zeros(len(positions), device=counts.device)
+        if self.posterior:
+            for p in positions:
+                seed = derive(member_seed(self.config.training.seed, self.stack.members[p]), "draw", self.steps[p])
+                self.posterior.draw(p, seed)
         for part in self.engine.parts(rows):
             loss = self._loss(positions, part) / counts
             loss.sum().backward()  # members share no parameter, so each gets its own gradient
             total += loss.detach()
+        if self.posterior:
+            for p in positions:
+                self.posterior.gradients(p)
         values = dict(zip(positions, total.tolist(), strict=True))
         if self.config.training.lora_l2:
             for p in positions:
@@ -218,7 +227,7 @@ class Trainer:
 
     def _step(self, p: int, epoch: int, loss: float, total_steps: int) -> bool:
         """Take a member's optimizer step; return False, with a notice, where its loss or gradient is not finite."""
-        training, parameters, optimizer = self.config.training, self.stack.parameters(p), self.optimizers[p]
+        training, parameters, optimizer = self.config.training, self._parameters(p), self.optimizers[p]
         norm = torch.nn.utils.clip_grad_norm_(parameters, training.clip or math.inf).item()
         member = self.stack.members[p]
         if not (math.isfinite(loss) and math.isfinite(norm)):
@@ -231,6 +240,9 @@ class Trainer:
         optimizer.param_groups[0]["lr"] = rate
         optimizer.step()
         optimizer.zero_grad()
+        if self.posterior and training.variational and training.variational.divergence_rate:
+            share = rate / training.learning_rate * training.epochs / total_steps  # total_steps: of all epochs
+            self.posterior.diverge_less(p, training.variational.divergence_rate * share)
         self.steps[p] += 1
         line = {"kind": "step", "epoch": epoch, "step": self.steps[p], "member": member}
         self.run.append("metrics.jsonl", line | {"loss": loss, "gradient_norm": norm, "learning_rate": rate})
@@ -245,7 +257,8 @@ class Trainer:
             line = {"kind": "epoch", "epoch": epoch, "member": self.stack.members[p]}
             self.run.append("metrics.jsonl", line | {"validation_nll": nll, "validation_accuracy": accuracy})
         for p in alive:
-            checkpoints.save(self.run, self.engine.backbone, self.stack, p, self.optimizers[p], epoch, self.steps[p])
+            state = checkpoints.State(self.stack, p, self.optimizers[p], self.posterior)
+            checkpoints.save(self.run, self.engine.backbone, state, epoch, self.steps[p])
         if results:
             mean = sum(nll for nll, _ in results) / len(results)
             self.progress.say(f"epoch {epoch}: validation NLL {mean:.3f} (mean of {len(results)} members)")
@@ -282,13 +295,18 @@ class Trainer:
         training = self.config.training
         # All of a member's tensors in one kernel: there are hundreds of them, and each is small.
         return torch.optim.AdamW(
-            self.stack.parameters(p), lr=training.learning_rate, weight_decay=training.weight_decay, fused=True
+            self._parameters(p), lr=training.learning_rate, weight_decay=training.weight_decay, fused=True
         )
+
+    def _parameters(self, p: int) -> list[Tensor]:
+        """Return all that a member's optimizer moves."""
+        return [*self.stack.parameters(p), *(self.posterior.parameters(p) if self.posterior else [])]
 
     def _start(self, p: int, epoch: int) -> int:
         """Bring a member to where it stood after an epoch; return the steps it had taken."""
         if epoch:
-            return checkpoints.restore(self.run, self.stack, p, self.optimizers[p], epoch)
+            state = checkpoints.State(self.stack, p, self.optimizers[p], self.posterior)
+            return checkpoints.restore(self.run, state, epoch)
         self.stack.initialise(p, member_seed(self.config.training.seed, self.stack.members[p]))
         return 0
 

@@ -1,0 +1,37 @@
+"""The member with the lowest NLL on the validation questions: what an ensemble's training buys without averaging."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import ClassVar
+
+import torch
+
+from ripieno import measures
+from ripieno.config import Config
+from ripieno.methods import Fitted, Method
+from ripieno.methods.trained import Trained
+
+
+class Best(Method):
+    """One of the members, chosen by validation."""
+
+    of_members: ClassVar[bool] = True
+
+    def refusal(self, config: Config, epoch: int, count: int) -> str | None:
+        """The choice takes validation questions."""
+        return None if config.data.validation else "it has no data.validation to choose by; name a set and train again"
+
+    def fit(self, trained: Trained) -> Fitted:
+        """Choose the member; the first of equals."""
+        losses = []
+        for member in trained.members:
+            trained.load(member)
+            p = trained.ask(trained.validation)
+            losses.append(float(measures.nll(p.log_probs, p.targets).mean()))
+        return {"member": torch.tensor(trained.members[losses.index(min(losses))])}
+
+    def draws(self, trained: Trained, fitted: Fitted, count: int) -> Iterator[None]:
+        """Load it, once."""
+        trained.load(int(fitted["member"]))
+        yield None

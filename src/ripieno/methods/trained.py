@@ -1,0 +1,135 @@
+"""What a method works with: trained members after an epoch, one of them in place at a time, and their questions."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, MutableMapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+
+from torch import Tensor
+
+from ripieno.config import Config
+from ripieno.data.question import Question, read_questions
+from ripieno.data.splits import DatasetName
+from ripieno.ensemble import Ensemble
+from ripieno.errors import UserError
+from ripieno.model.prediction import Asked
+from ripieno.model.trees import TokenTree
+from ripieno.predictions import Predictions
+from ripieno.progress import Progress
+from ripieno.runs import RunFolder, adapter_epochs, require_adapter
+from ripieno.training.loop import Examples
+
+
+@dataclass
+class Trained:
+    """Members of a run after an epoch; what stands in the ensemble's only place answers.
+
+    Args:
+        run: the run folder.
+        config: resolved.
+        ensemble: of one place.
+        members: the members of one ensemble; a method of one member takes the first.
+        epoch: after which.
+        progress: advanced by one a question that is answered.
+        answered: what single members answered already, by member, epoch and questions; may be shared.
+    """
+
+    run: RunFolder
+    config: Config
+    ensemble: Ensemble
+    members: Sequence[int]
+    epoch: int
+    progress: Progress
+    answered: MutableMapping[tuple[int, int, int], Predictions] = field(default_factory=dict)
+    _loaded: tuple[int, int] | None = field(default=None, init=False)
+
+    @property
+    def member(self) -> int:
+        """The first member."""
+        return self.members[0]
+
+    def adapter(self, member: int, epoch: int | None = None) -> Path:
+        """Return the folder of the adapter that a member answers with after an epoch, this one by default.
+
+        Raises:
+            UserError: it is not trained so far, or its training failed before.
+            EnvironmentFault: its files are missing or damaged.
+        """
+        at = self._epoch_of(member, epoch)
+        require_adapter(self.run, member, at)
+        return self.run.adapter(member, at)
+
+    def load(self, member: int, epoch: int | None = None) -> None:
+        """Put a member's adapter of an epoch (this one by default) in place."""
+        folder = self.adapter(member, epoch)
+        loaded = (member, self._epoch_of(member, epoch))
+        if self._loaded != loaded:
+            self.ensemble.stack.load_peft(0, folder)
+        self._loaded = loaded
+
+    def weights(self) -> dict[str, tuple[Tensor, Tensor]]:
+        """Return copies of what is in place: the A [r, in] and B [out, r] of every layer."""
+        layers = self.ensemble.stack.layers.items()
+        return {name: (layer.A[0].detach().clone(), layer.B[0].detach().clone()) for name, layer in layers}
+
+    def put(self, weights: Mapping[str, tuple[Tensor, Tensor]]) -> None:
+        """Put other weights in place, such as a sample of them."""
+        self.ensemble.stack.put(0, weights)
+        self._loaded = None
+
+    def ask(self, asked: Asked, dropout_seed: int | None = None) -> Predictions:
+        """Return what the weights in place answer, one row; a member's own answers are computed once."""
+        if self._loaded is None or dropout_seed is not None:
+            return self.ensemble.answer(asked, [0], self.progress, None if dropout_seed is None else [dropout_seed])
+        own = (*self._loaded, id(asked))
+        if own not in self.answered:
+            self.answered[own] = self.ensemble.answer(asked, [0], self.progress)
+        return self.answered[own]
+
+    def training_trees(self) -> list[TokenTree]:
+        """Return the questions that the first member trained on in this epoch, as it saw them: repeats are its bag's.
+
+        Raises:
+            UserError: it trained on more than questions and their choices.
+        """
+        if self.config.training.loss != "choices":
+            raise UserError(
+                f"{self.run.path}: was trained with training.loss {self.config.training.loss}; what is fitted to "
+                "probabilities of choices takes training.loss choices"
+            )
+        training = self.config.training
+        rows = self._questions(self.config.data.train)
+        _, dropped = self.ensemble.encoder.trees(rows, training.max_tokens, training.too_long)
+        left_out = {question.id for question in dropped}
+        kept = [question for question in rows if question.id not in left_out]
+        seen = Examples(kept, self.ensemble.encoder, self.config).epoch(self.member, self.epoch)
+        return [row for row in seen if isinstance(row, TokenTree)]
+
+    @cached_property
+    def validation(self) -> Asked:
+        """The questions of the validation role that have an answer.
+
+        Raises:
+            UserError: there are none.
+        """
+        questions = [
+            question for question in self._questions(self.config.data.validation) if question.answer is not None
+        ]
+        if not questions:
+            raise UserError(
+                f"{self.run.path}: its config names no data.validation with answers; add some and train again"
+            )
+        return self.ensemble.encode(questions)
+
+    def _questions(self, sets: Sequence[str]) -> list[Question]:
+        names = map(DatasetName.parse, sets)
+        return [q for name in names for q in read_questions(self.run.questions(name.folder, name.file))]
+
+    def _epoch_of(self, member: int, epoch: int | None) -> int:
+        epoch = self.epoch if epoch is None else epoch
+        answering = adapter_epochs(self.run, [member], epoch)
+        if not answering:
+            raise UserError(f"{self.run.path}: member {member} failed before epoch {epoch}; give another --member")
+        return answering[member]
