@@ -14,7 +14,11 @@ FEW = ("accuracy", "nll", "ece")  # what a reader wants first
 
 
 def summary(analysis: Analysis, method: str) -> Iterator[str]:
-    """Yield a few numbers a data set: the base, the mean member and the ensemble at its last epoch, and what holds."""
+    """Yield a few numbers a data set: the base, the mean member and the ensemble at its last epoch, and what holds.
+
+    Other methods that answered too are not compared with here: `table` does.
+    """
+    others = {row.method for row in analysis.rows} - {method, "base"}
     rows = [row for row in analysis.rows if row.pooling == "prob" and row.variant is None and row.against is None]
     last = max((row.epoch for row in rows if row.method == method), default=0)
     # The base is one member, so its row as an ensemble is its own.
@@ -37,7 +41,8 @@ def summary(analysis: Analysis, method: str) -> Iterator[str]:
             cells = ["-" if values.get(measure) is None else f"{values[measure]:.3f}" for measure in FEW]
             yield f"  {name:<16}{cells[0]:>9}{cells[1]:>8}{cells[2]:>8}"
         for c in analysis.comparisons:
-            if (c.dataset, c.split, c.measure, c.first) == (dataset, split, "nll", method):
+            named = (c.dataset, c.split, c.measure, c.first) == (dataset, split, "nll", method)
+            if named and c.second not in others:
                 yield f"  ensemble's NLL less that of {c.second}: {c.difference:+.3f} [{c.low:+.3f}, {c.high:+.3f}]"
     yield from _apart(analysis.rows, method, last)
 
