@@ -37,6 +37,7 @@ LAYERS = (
     "data",
     "runs",
     "arrays",
+    "published",
     "parquet",
     "predictions",
     "tokens",

@@ -14,6 +14,7 @@ import zlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any, Literal
 
@@ -23,11 +24,12 @@ from numpy.typing import NDArray
 from ripieno.errors import EnvironmentFault, UserError
 from ripieno.parquet import read_parquet
 from ripieno.predictions import Predictions, without_gaps
+from ripieno.published import PICKLES, conversion, from_laplace_lora, is_laplace_lora, metrics_in
 
 Axes = Literal["mnk", "nmk"]
 Floats = NDArray[np.float64]
 
-SUFFIXES = (".parquet", ".npz", ".jsonl")
+SUFFIXES = (".parquet", ".npz", ".jsonl", ".json")
 KINDS = ("probs", "logits")
 TEXTS = ("ids", "subjects")
 ARRAYS = (*KINDS, "targets", "mask", "members", *TEXTS)
@@ -56,6 +58,8 @@ def read_predictions(path: Path, axes: Axes | None = None) -> list[Predictions]:
     `dataset`, `split`, `epoch` and `method` may be left out. Lines of another data set, split, epoch or method make
     another `Predictions`.
 
+    `.json`: the same; or the lines that Laplace-LoRA's evaluation writes (see `published`), of one member.
+
     Logits become log-probabilities by a softmax over the choices that are there, in float64. Probabilities are divided
     by their sum, which rounding may have moved from 1 by 1e-4.
 
@@ -70,10 +74,12 @@ def read_predictions(path: Path, axes: Axes | None = None) -> list[Predictions]:
         UserError: the file holds no such predictions; names the file, the array or line, and the mend.
         EnvironmentFault: the file is damaged.
     """
-    if path.suffix not in SUFFIXES:
+    if path.suffix not in (*SUFFIXES, *PICKLES):
         raise UserError(f"{path}: predictions are read from {', '.join(SUFFIXES)}; rename or convert the file")
     if not path.is_file():
         raise UserError(f"{path}: there is no such file; mend the path")
+    if path.suffix in PICKLES:
+        raise UserError(conversion(path))
     if path.suffix == ".parquet":
         return read_parquet(path)
     return [_read_npz(path, axes)] if path.suffix == ".npz" else _read_jsonl(path)
@@ -237,7 +243,13 @@ class _Line:
 def _read_jsonl(path: Path) -> list[Predictions]:
     groups: dict[tuple[str, str, int, str], list[_Line]] = {}
     first: _Line | None = None
-    for number, row in _rows(path):
+    rows = _rows(path)
+    head = next(rows, None)
+    if head is not None:
+        rows = chain([head], rows)
+        if is_laplace_lora(head[1]):
+            rows = iter(from_laplace_lora(path, list(rows), SUM_TOLERANCE))
+    for number, row in rows:
         where = f"{path}, line {number}"
         line = _line(row, number, where)
         first = first or line
@@ -279,6 +291,11 @@ def _rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
                         json.dumps(row, ensure_ascii=False).encode()  # half of a surrogate pair fails here
                 except (ValueError, RecursionError) as error:
                     raise UserError(f"{where}: not JSON ({error}); mend it") from None
+                if names := metrics_in(row):
+                    raise UserError(
+                        f"{path}: holds metrics ({', '.join(names)}), and no predictions to measure; BayesAdapt saves "
+                        "those beside it, as test_logits_seed*.pt"
+                    )
                 if not isinstance(row, dict):
                     raise UserError(f"{where}: not a JSON object; write one {{...}} a line")
                 keys = frozenset(row)

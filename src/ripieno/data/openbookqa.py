@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 
-from ripieno.data.arc import at_most_one, from_columns
+from ripieno.data.arc import at_most_one, begins_with, from_columns
 from ripieno.data.arc import read as read  # released in ARC's form
 from ripieno.data.packages import hub_rows
 from ripieno.data.question import Question
@@ -20,7 +19,8 @@ _SPLITS = {"train": "train", "validation": "dev", "test": "test"}
 def released(root: Path, part: str, split: str) -> list[Path]:
     """Return the released file of a split below a folder, [] where there is none."""
     # "train.*jsonl" leaves out the release's other part, train_complete.jsonl.
-    return at_most_one(path for path in root.rglob(f"{_SPLITS[split]}.*jsonl") if _is_openbookqa(path))
+    found = root.rglob(f"{_SPLITS[split]}.*jsonl")
+    return at_most_one(path for path in found if begins_with(path, rb'"id": ?"\d+-\d+"'))  # ids such as "7-980"
 
 
 def packaged(part: str, split: str) -> list[str]:
@@ -35,9 +35,3 @@ def packaged(part: str, split: str) -> list[str]:
 def from_hub(part: str, split: str) -> list[Question]:
     """Return the questions of a split on the Hugging Face hub."""
     return [from_columns(row) for row in hub_rows("allenai/openbookqa", "main", split)]
-
-
-def _is_openbookqa(path: Path) -> bool:
-    """A file's name says too little here ("train.jsonl"); its first id does ("7-980")."""
-    with path.open("rb") as file:
-        return re.search(rb'"id": ?"\d+-\d+"', file.readline()) is not None

