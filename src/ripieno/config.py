@@ -221,7 +221,15 @@ def load(path: Path | str, settings: Sequence[str] = ()) -> Config:
     Raises:
         UserError: the file is missing or no YAML, a key is unknown (the nearest is named) or a value is out of range.
     """
-    path = Path(path)
+    return parse(read(Path(path), settings), str(path))
+
+
+def read(path: Path, settings: Sequence[str] = ()) -> dict[str, Any]:
+    """Read the mapping in a YAML file, with `key=value` settings applied on top.
+
+    Raises:
+        UserError: the file is missing or holds no such mapping.
+    """
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -234,7 +242,7 @@ def load(path: Path | str, settings: Sequence[str] = ()) -> Config:
         raise UserError(f"{path}: a config is a YAML mapping of keys; see configs/demo.yaml")
     for setting in settings:
         _apply(content, setting, "--set")
-    return parse(content, str(path))
+    return content
 
 
 def settings(texts: Sequence[str], option: str) -> dict[str, Any]:

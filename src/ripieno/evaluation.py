@@ -286,7 +286,10 @@ def _reduced(config: Config, job: Job, questions: Sequence[Question]) -> Matched
 
 
 def fit(sampling: Sampling, trained: Trained) -> Fitted:
-    """Return what a method fits once, from the run where it is there already; what is new is kept in it."""
+    """Return what a method fits once, from the run where it is there already; what is new is kept in it.
+
+    `trained.read` then says what it took, the first time.
+    """
     run = trained.run
     adapters = [str(sha256_of(trained.adapter(member) / "adapter_model.safetensors")) for member in trained.members]
     how = hashlib.sha256(json.dumps([sampling.way.model_dump(mode="json"), adapters]).encode()).hexdigest()
@@ -294,12 +297,12 @@ def fit(sampling: Sampling, trained: Trained) -> Fitted:
     if run.whole(file):
         with safetensors.safe_open(file, framework="pt") as kept:
             if kept.metadata()["how"] == how:
+                trained.read = int(kept.metadata()["read"])
                 return {name: kept.get_tensor(name) for name in kept.keys()}  # noqa: SIM118 (it is no dict)
-    meter = trained.ensemble.engine.meter
-    before = meter.tokens
+    trained.read = 0
     found = sampling.way.fit(trained)
     if found:
-        header = {"how": how, "tokens": str(meter.tokens - before)}
+        header = {"how": how, "read": str(trained.read)}
         run.write(file, safetensors.torch.save({k: v.cpu().contiguous() for k, v in found.items()}, header))
     return found
 

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import importlib
 import pkgutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, ClassVar
 
 from pydantic import ValidationError
@@ -37,6 +37,14 @@ class Method(Section):
     def refusal(self, config: Config, epoch: int, count: int) -> str | None:
         """Return why a run of this config cannot give so many draws after an epoch, and what would; None if it can."""
         return None
+
+    def stands_on(self, members: Sequence[int]) -> Sequence[int]:
+        """Return which members of an ensemble it needs: the first alone, by default."""
+        return members[:1]
+
+    def said(self, fitted: Fitted) -> str:
+        """Return what was fitted in a few words, such as "prior precision 35"; "" where nothing was."""
+        return ""
 
     def fit(self, trained: Trained) -> Fitted:
         """Return what is computed once, before any question is answered, as named tensors.

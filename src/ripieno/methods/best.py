@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import ClassVar
 
 import torch
@@ -18,6 +18,10 @@ class Best(Method):
 
     of_members: ClassVar[bool] = True
 
+    def stands_on(self, members: Sequence[int]) -> Sequence[int]:
+        """All of them."""
+        return members
+
     def refusal(self, config: Config, epoch: int, count: int) -> str | None:
         """The choice takes validation questions."""
         return None if config.data.validation else "it has no data.validation to choose by; name a set and train again"
@@ -30,6 +34,10 @@ class Best(Method):
             p = trained.ask(trained.validation)
             losses.append(float(measures.nll(p.log_probs, p.targets).mean()))
         return {"member": torch.tensor(trained.members[losses.index(min(losses))])}
+
+    def said(self, fitted: Fitted) -> str:
+        """Which member."""
+        return f"member {int(fitted['member'])}"
 
     def draws(self, trained: Trained, fitted: Fitted, count: int) -> Iterator[None]:
         """Load it, once."""

@@ -5,7 +5,7 @@ Its draws lie along one path through the weights, so they differ less than membe
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from ripieno.config import Config
 from ripieno.methods import Fitted, Method
@@ -18,13 +18,17 @@ class Checkpoints(Method):
     all_members: bool = False
     """Of every member, and not of the first alone."""
 
+    def stands_on(self, members: Sequence[int]) -> Sequence[int]:
+        """All of them, or the first."""
+        return members if self.all_members else members[:1]
+
     def refusal(self, config: Config, epoch: int, count: int) -> str | None:
         """A draw is an epoch."""
         return f"{count} draws take as many epochs; give --draws {epoch} at most" if count > epoch else None
 
     def draws(self, trained: Trained, fitted: Fitted, count: int) -> Iterator[None]:
         """Load the adapters of `count` epochs, member by member."""
-        for member in trained.members if self.all_members else trained.members[:1]:
+        for member in self.stands_on(trained.members):
             for epoch in range(trained.epoch, trained.epoch - count, -1):
                 trained.load(member, epoch)
                 yield None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import ClassVar
 
 from ripieno.methods import Fitted, Method
@@ -13,6 +13,10 @@ class Ensemble(Method):
     """All members, a row each."""
 
     of_members: ClassVar[bool] = True
+
+    def stands_on(self, members: Sequence[int]) -> Sequence[int]:
+        """All of them."""
+        return members
 
     def draws(self, trained: Trained, fitted: Fitted, count: int) -> Iterator[None]:
         """Load the members in turn: as many as there are."""

@@ -80,6 +80,10 @@ class Laplace(Method):
             tau = self.prior_precision
         return {**posterior.tensors(), "tau": torch.tensor(tau, dtype=torch.float64)}
 
+    def said(self, fitted: Fitted) -> str:
+        """The prior's precision."""
+        return f"prior precision {float(fitted['tau']):.3g}"
+
     def draws(self, trained: Trained, fitted: Fitted, count: int) -> Iterator[None]:
         """Put samples of the weights in place."""
         trained.load(trained.member)
@@ -109,7 +113,10 @@ class Laplace(Method):
 
     def _gradients(self, trained: Trained, asked: Asked | None = None) -> Iterator[Gradients]:
         trees = trained.training_trees() if asked is None else asked.trees
-        return gradients(trained.ensemble.engine, 0, trees, trained.config.prompt.normalisation)
+        for batch in gradients(trained.ensemble.engine, 0, trees, trained.config.prompt.normalisation):
+            # The base is frozen, so a backward pass costs as much as a forward one; there is one a contrast.
+            trained.read += batch.tokens * batch.log_probs.shape[1]
+            yield batch
 
     def _posterior(self, fitted: Fitted) -> Kronecker | Diagonal:
         return (Kronecker if self.factors == "kronecker" else Diagonal).of(fitted)

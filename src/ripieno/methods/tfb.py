@@ -53,6 +53,10 @@ class Tfb(Method):
             low, high = (middle, high) if self._loss(trained, math.exp(middle)) <= allowed else (low, middle)
         return {"sigma": torch.tensor(math.exp(low))}
 
+    def said(self, fitted: Fitted) -> str:
+        """The variance's root."""
+        return f"sigma {float(fitted['sigma']):.2g}"
+
     def draws(self, trained: Trained, fitted: Fitted, count: int) -> Iterator[None]:
         """Put the samples in place."""
         yield from self._draws(trained, float(fitted["sigma"]), "draw", count)

@@ -33,7 +33,11 @@ class Trained:
         members: the members of one ensemble; a method of one member takes the first.
         epoch: after which.
         progress: advanced by one a question that is answered.
-        answered: what single members answered already, by member, epoch and questions; may be shared.
+        answered: what single members answered already, by member, epoch and questions, with the tokens that it took;
+            may be shared.
+        epochs: member -> the epoch that it answers with instead.
+        read: tokens that answering took, as if nothing had been answered before; for whoever counts costs.
+        used: the files that were put in place; likewise.
     """
 
     run: RunFolder
@@ -42,7 +46,10 @@ class Trained:
     members: Sequence[int]
     epoch: int
     progress: Progress
-    answered: MutableMapping[tuple[int, int, int], Predictions] = field(default_factory=dict)
+    answered: MutableMapping[tuple[int, int, int], tuple[Predictions, int]] = field(default_factory=dict)
+    epochs: Mapping[int, int] = field(default_factory=dict)
+    read: int = field(default=0, init=False)
+    used: set[Path] = field(default_factory=set, init=False)
     _loaded: tuple[int, int] | None = field(default=None, init=False)
 
     @property
@@ -64,6 +71,7 @@ class Trained:
     def load(self, member: int, epoch: int | None = None) -> None:
         """Put a member's adapter of an epoch (this one by default) in place."""
         folder = self.adapter(member, epoch)
+        self.used.add(folder / "adapter_model.safetensors")
         loaded = (member, self._epoch_of(member, epoch))
         if self._loaded != loaded:
             self.ensemble.stack.load_peft(0, folder)
@@ -81,12 +89,18 @@ class Trained:
 
     def ask(self, asked: Asked, dropout_seed: int | None = None) -> Predictions:
         """Return what the weights in place answer, one row; a member's own answers are computed once."""
-        if self._loaded is None or dropout_seed is not None:
-            return self.ensemble.answer(asked, [0], self.progress, None if dropout_seed is None else [dropout_seed])
-        own = (*self._loaded, id(asked))
-        if own not in self.answered:
-            self.answered[own] = self.ensemble.answer(asked, [0], self.progress)
-        return self.answered[own]
+        own = (*self._loaded, id(asked)) if self._loaded and dropout_seed is None else None
+        if own and own in self.answered:
+            p, tokens = self.answered[own]
+        else:
+            meter = self.ensemble.engine.meter
+            before = meter.tokens
+            p = self.ensemble.answer(asked, [0], self.progress, None if dropout_seed is None else [dropout_seed])
+            tokens = meter.tokens - before
+        if own:
+            self.answered[own] = p, tokens
+        self.read += tokens
+        return p
 
     def training_trees(self) -> list[TokenTree]:
         """Return the questions that the first member trained on in this epoch, as it saw them: repeats are its bag's.
@@ -128,7 +142,7 @@ class Trained:
         return [q for name in names for q in read_questions(self.run.questions(name.folder, name.file))]
 
     def _epoch_of(self, member: int, epoch: int | None) -> int:
-        epoch = self.epoch if epoch is None else epoch
+        epoch = self.epochs.get(member, self.epoch) if epoch is None else epoch
         answering = adapter_epochs(self.run, [member], epoch)
         if not answering:
             raise UserError(f"{self.run.path}: member {member} failed before epoch {epoch}; give another --member")

@@ -11,7 +11,7 @@ from ripieno.config import Config
 from ripieno.methods import Fitted, Method
 from ripieno.methods.trained import Trained
 from ripieno.seeds import derive
-from ripieno.training.variational import noise, read_std
+from ripieno.training.variational import STD_FILE, noise, read_std
 
 
 class Variational(Method):
@@ -27,6 +27,7 @@ class Variational(Method):
         """Put the samples in place."""
         trained.load(trained.member)
         means, std = trained.weights(), read_std(trained.adapter(trained.member))
+        trained.used.add(trained.adapter(trained.member) / STD_FILE)
         for draw in range(count):
             seed = derive(trained.config.training.seed, "variational draw", trained.member, draw)
             drawn = noise(trained.ensemble.stack, seed)

@@ -1,0 +1,317 @@
+"""Ways to be uncertain about one adapter, side by side: train what they share once, ask each the same questions.
+
+Every way of training is one run of all seeds' members at once: with M members an ensemble, members rM to rM + M - 1
+are the r-th repetition. What is written is read by `comparison`, without torch.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import yaml
+
+from ripieno import comparison, measures, methods
+from ripieno.comparison import Index, predictions_file
+from ripieno.comparison_config import Comparison, MethodRow
+from ripieno.data.matching import match_questions
+from ripieno.data.splits import DatasetName
+from ripieno.ensemble import assemble, load_base, questions_of
+from ripieno.errors import UserError
+from ripieno.evaluation import Sampling, fit, matched_choices
+from ripieno.experiment import train
+from ripieno.methods import Method
+from ripieno.methods.trained import Trained
+from ripieno.model.prediction import Asked
+from ripieno.parquet import to_parquet
+from ripieno.predictions import Predictions
+from ripieno.progress import Progress
+from ripieno.runs import RunFolder, sha256_of
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One thing that validation chooses among, for one repetition of a row.
+
+    Args:
+        training: how its members were trained.
+        settings: of the method.
+        epochs: by member, which epoch it answers with.
+        epoch: that of the members together; of the first where each has its own.
+        nll: mean over the validation questions of what it answers pooled; 0 where there is nothing to choose.
+    """
+
+    training: str
+    settings: Mapping[str, Any]
+    epochs: Mapping[int, int]
+    epoch: int
+    nll: float = 0.0
+
+
+@dataclass
+class World:
+    """One way of training, ready to be asked: a base with one place for an adapter, and every set of questions.
+
+    Args:
+        run: its members.
+        repeated: members of each repetition.
+        data_dir: a folder with originally released data files.
+        progress: the job's.
+    """
+
+    run: RunFolder
+    repeated: int
+    data_dir: Path | None
+    progress: Progress
+    answered: dict[tuple[int, int, int], tuple[Predictions, int]] = field(default_factory=dict)
+
+    @cached_property
+    def config(self) -> Any:
+        """The resolved config."""
+        return self.run.config()
+
+    @cached_property
+    def ensemble(self) -> Any:
+        """The base with one place for an adapter."""
+        return assemble(self.config, load_base(self.run, self.config.base, self.config.compute), [0], self.data_dir)
+
+    @cached_property
+    def sets(self) -> dict[tuple[DatasetName, int | None], Asked]:
+        """The encoded calibration, test and out-of-domain sets, and those that are asked again with fewer choices."""
+        data = self.config.data
+        texts = dict.fromkeys((*data.calibration, *data.test, *data.out_of_domain))
+        questions = {
+            name: questions_of(self.run, self.config, name, self.data_dir) for name in map(DatasetName.parse, texts)
+        }
+        found: dict[tuple[DatasetName, int | None], Asked] = {
+            (name, None): self.ensemble.encode(of_set) for name, of_set in questions.items()
+        }
+        for name, fewest in matched_choices(self.config, questions):
+            matched = match_questions(questions[name], fewest, data.seed)
+            found[name, fewest] = self.ensemble.encode(matched.questions)
+        return found
+
+    def trained(self, repetition: int, epoch: int, epochs: Mapping[int, int] | None = None) -> Trained:
+        """Return what a method works with."""
+        members = range(repetition * self.repeated, (repetition + 1) * self.repeated)
+        made = Trained(
+            self.run, self.config, self.ensemble, members, epoch, self.progress, self.answered, dict(epochs or {})
+        )
+        made.__dict__["validation"] = self._validation
+        return made
+
+    @cached_property
+    def _validation(self) -> Asked:
+        return Trained(self.run, self.config, self.ensemble, [0], 1, self.progress).validation
+
+
+def compare(
+    config: Comparison, folder: Path, *, data_dir: Path | None = None, progress: Progress | None = None
+) -> Path:
+    """Train and ask everything that is not there yet, and write rows.json.
+
+    Args:
+        config: what is compared.
+        folder: where its runs and predictions go.
+        data_dir: a folder with originally released data files.
+        progress: said what is done.
+
+    Returns:
+        The folder.
+
+    Raises:
+        UserError: the config does not fit the data or the base, or the folder holds another comparison.
+        EnvironmentFault: a run is locked, or a file is damaged.
+    """
+    progress = progress or Progress(quiet=True)
+    kept = RunFolder(folder)
+    with kept.lock():
+        _start(config, kept)
+        worlds = {}
+        for name in dict.fromkeys(training for row in config.rows for training in row.training):
+            rows = [row for row in config.rows if name in row.training]
+            every = config.training.members
+            repeated = every if any(len(_method(row).stands_on(range(every))) > 1 for row in rows) else 1
+            run = train(
+                config.experiment(name, config.seeds * repeated),
+                folder / "trainings" / name,
+                data_dir=data_dir,
+                progress=progress,
+            )
+            worlds[name] = World(run, repeated, data_dir, progress)
+        rows = [_row(config, row, worlds, kept) for row in config.rows]
+        data = config.data
+        index = Index(
+            replicates=config.seeds,
+            reference=config.reference,
+            calibration=_names(data.calibration),
+            test=_names(data.test),
+            out_of_domain=_names(data.out_of_domain),
+            shared_calibration=bool(set(data.calibration) & set(data.validation)),
+            rows=tuple(rows),
+        )
+        kept.write(folder / "rows.json", index.to_json())
+    return folder
+
+
+def _start(config: Comparison, kept: RunFolder) -> None:
+    """Write the config of a new comparison, or check that a present one is the same."""
+    path = kept.path / "compare.yaml"
+    content = config.model_dump(mode="json")
+    if path.exists():
+        old = yaml.safe_load(path.read_text(encoding="utf-8"))
+        differing = [key for key in content if key != "compute" and content[key] != old.get(key)]
+        # Rows may be added and left out: each keeps its own answers.
+        if differing := [key for key in differing if key not in ("rows", "trainings", "reference")]:
+            raise UserError(
+                f"{kept.path} holds another comparison; what differs: {', '.join(differing)}. Choose another folder with "
+                "--run, or go back to that config"
+            )
+    kept.write(path, yaml.safe_dump(content, sort_keys=False, allow_unicode=True))
+
+
+def _names(sets: Sequence[str]) -> tuple[str, ...]:
+    """Return data sets as predictions name themselves."""
+    return tuple(f"{name.dataset}/{name.split}" for name in map(DatasetName.parse, sets))
+
+
+def _method(row: MethodRow, settings: Mapping[str, Any] | None = None) -> Method:
+    return methods.named(row.method, row.trials[0][1] if settings is None else settings)
+
+
+def _row(config: Comparison, row: MethodRow, worlds: Mapping[str, World], kept: RunFolder) -> comparison.MethodRow:
+    """Ask one row in every repetition, and return what it cost."""
+    about = {"name": row.name, "slug": row.slug, "method": row.method, "pooling": row.pooling, "tuned": row.tuned}
+    count = row.draws or config.training.members
+    for training, settings in row.trials:
+        world = worlds[training]
+        if why := _method(row, settings).refusal(world.config, world.config.training.epochs, count):
+            nothing = dict.fromkeys(("answers", "training_tokens", "evaluation_tokens", "stored_bytes"), 0)
+            return comparison.MethodRow(**about, **nothing, refused=f"{training}: {why}")
+    costs = [_repetition(config, row, r, worlds, kept, count) for r in range(config.seeds)]
+    spent = {key: round(float(np.mean([cost[key] for cost in costs]))) for key in ("evaluation_tokens", "stored_bytes")}
+    spent["training_tokens"] = sum(_training_tokens(worlds[name], row) for name in row.training) + round(
+        float(np.mean([cost["fitting_tokens"] for cost in costs]))
+    )
+    return comparison.MethodRow(
+        **about, **spent, answers=costs[0]["answers"], chosen=tuple(cost["chosen"] for cost in costs)
+    )
+
+
+def _repetition(
+    config: Comparison, row: MethodRow, r: int, worlds: Mapping[str, World], kept: RunFolder, count: int
+) -> dict[str, Any]:
+    """Choose among a row's trials, and ask the chosen one every set; return its costs and what was chosen.
+
+    What is there from the same adapters is not computed again.
+    """
+    what = kept.path / "chosen" / f"{row.slug}-replicate-{r:03d}.json"
+    adapters = [sha256_of(file) for name in row.training for file in _adapters(worlds[name], r)]
+    inputs = json.dumps([row.model_dump(mode="json"), count, adapters], sort_keys=True)
+    if kept.whole(what):
+        stored: dict[str, Any] = json.loads(what.read_bytes())
+        if stored["inputs"] == inputs and kept.whole(*(kept.path / file for file in stored["files"])):
+            return stored
+    progress = next(iter(worlds.values())).progress
+    trials = []
+    for training, settings in row.trials:
+        progress.describe(f"{row.name}, seed {r + 1} of {config.seeds}")
+        trials.append(_trial(row, worlds[training], training, settings, r, count, len(row.trials) > 1))
+    best = min(trials, key=lambda trial: trial.nll)
+    world, method = worlds[best.training], _method(row, best.settings)
+    trained = world.trained(r, best.epoch, best.epochs)
+    fitted = fit(Sampling(row.method, count, trained.member, best.settings), trained)
+    fitting, files, tokens, answers = trained.read, [], 0, 0
+    trained.used.clear()
+    for (name, choices), asked in world.sets.items():
+        progress.describe(f"{row.name}, seed {r + 1} of {config.seeds}: asking {name.written}")
+        trained.read = 0
+        p = method.answer(trained, fitted, asked, count)
+        tokens, answers = tokens + trained.read, len(p.members)
+        file = predictions_file(kept.path, row.slug, f"{name.dataset}/{name.split}", choices)
+        file = file.with_name(f"{file.name.removesuffix('.parquet')}-replicate-{r:03d}.parquet")
+        about = {"choices": choices} if choices is not None else {}
+        p = replace(
+            p, dataset=name.dataset, split=name.split, method=row.slug, epoch=best.epoch, replicate=r, metadata=about
+        )
+        kept.write(file, to_parquet(p))
+        files.append(str(file.relative_to(kept.path)))
+    stored = {
+        "inputs": inputs,
+        "files": files,
+        "answers": answers,
+        "evaluation_tokens": tokens,
+        "stored_bytes": sum(file.stat().st_size for file in trained.used) + sum(t.nbytes for t in fitted.values()),
+        "fitting_tokens": fitting / 2,  # a token of training is read forwards and backwards
+        "chosen": _said(row, best, method.said(fitted)),
+    }
+    kept.write(what, json.dumps(stored, indent=1) + "\n")
+    return stored
+
+
+def _adapters(world: World, r: int) -> Iterator[Path]:
+    for member in range(r * world.repeated, (r + 1) * world.repeated):
+        for epoch in range(1, world.config.training.epochs + 1):
+            file = world.run.adapter_files(member, epoch)[1]
+            if file.exists():
+                yield file
+
+
+def _trial(
+    row: MethodRow, world: World, training: str, settings: Mapping[str, Any], r: int, count: int, choosing: bool
+) -> Trial:
+    """Return a trial at its best epoch: that of the lowest validation NLL of the members it stands on.
+
+    The members' own answers choose the epoch, pooled or each its own, whatever the method makes of them: it costs a
+    method that has to be fitted no fit an epoch. Trials are then compared by what the method itself answers.
+    """
+    method, epochs = _method(row, settings), range(1, world.config.training.epochs + 1)
+    at = {epoch: world.trained(r, epoch) for epoch in epochs}
+    stands_on = method.stands_on(at[1].members)
+    usable = [epoch for epoch in epochs if method.refusal(world.config, epoch, count) is None]
+    losses = {epoch: _member_losses(at[epoch], stands_on, row.pooling) for epoch in usable}
+    epoch = min(usable, key=lambda e: losses[e][0])
+    own: dict[int, int] = {}
+    if row.tuned == "member":
+        own = {member: min(usable, key=lambda e: losses[e][1][n]) for n, member in enumerate(stands_on)}
+    trial = Trial(training, settings, own, epoch)
+    if not choosing:
+        return trial
+    trained = world.trained(r, epoch, own)
+    fitted = fit(Sampling(row.method, count, trained.member, settings), trained)
+    p = method.answer(trained, fitted, trained.validation, count)
+    return replace(trial, nll=_nll(p, row.pooling))
+
+
+def _member_losses(trained: Trained, members: Sequence[int], pooling: str) -> tuple[float, list[float]]:
+    """Return the mean NLL of members pooled, and of each, on the validation questions."""
+    parts = []
+    for member in members:
+        trained.load(member)
+        parts.append(trained.ask(trained.validation))
+    pooled = replace(parts[0], log_probs=np.concatenate([p.log_probs for p in parts]))
+    return _nll(pooled, pooling), [_nll(p, pooling) for p in parts]
+
+
+def _nll(p: Predictions, pooling: str) -> float:
+    pooled = (measures.pool_logits if pooling == "logit" else measures.pool_log)(p.log_probs)
+    return float(measures.nll(pooled, p.targets).mean())
+
+
+def _training_tokens(world: World, row: MethodRow) -> int:
+    """Return how many tokens the members of one repetition of a row read in training, all epochs."""
+    lines = [line for line in world.run.lines("timing.jsonl") if line["what"] == "train"]
+    stands_on = len(_method(row).stands_on(range(world.repeated)))
+    return round(sum(line["tokens"] for line in lines) / world.config.training.members * stands_on)
+
+
+def _said(row: MethodRow, trial: Trial, fitted: str) -> str:
+    parts = [f"epoch {trial.epoch}"] if not trial.epochs else [f"epochs {', '.join(map(str, trial.epochs.values()))}"]
+    parts += [trial.training] if len(row.training) > 1 else []
+    parts += [f"{key} {trial.settings[key]}" for key in row.tune]
+    return ", ".join([*parts, *([fitted] if fitted else [])])

@@ -1,0 +1,130 @@
+"""The config of `ripieno compare`: one experiment, the ways it is trained, and the rows of the table."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import Field, PositiveInt, ValidationError, model_validator
+
+from ripieno import config as configs
+from ripieno.config import Adapter, Base, Compute, Config, Data, Evaluation, Prompt, Section, Training, explain
+from ripieno.errors import UserError
+
+
+class MethodRow(Section):
+    """A row of the table: a method on members that were trained in one way, or in the best of several ways."""
+
+    name: str
+    """What the table calls it."""
+    method: str
+    """A file of `methods/`, such as ensemble or laplace."""
+    settings: dict[str, Any] = {}
+    """Of the method, such as {factors: diagonal}."""
+    training: tuple[str, ...] = ("plain",)
+    """Names of `trainings`. Of several, validation chooses: each is a trial, and every row has as many."""
+    tune: dict[str, tuple[Any, ...]] = {}
+    """Settings of the method to values of which validation chooses: each combination is a trial."""
+    pooling: Literal["prob", "logit"] = "prob"
+    """The mean of probabilities, or the normalised geometric mean of them."""
+    tuned: Literal["pooled", "member"] = "pooled"
+    """Epoch and temperature by the NLL of the pooled answer, or each member's by its own (arXiv:2511.04160)."""
+    draws: PositiveInt | None = None
+    """Answers of a method that can give any number; `training.members` by default, so that all have as many."""
+
+    @property
+    def slug(self) -> str:
+        """The name in file names."""
+        return re.sub(r"[^a-z0-9]+", "-", self.name.lower()).strip("-")
+
+    @property
+    def trials(self) -> list[tuple[str, dict[str, Any]]]:
+        """What validation chooses among: a training, and settings of the method."""
+        combined: list[dict[str, Any]] = [dict(self.settings)]
+        for key, values in self.tune.items():
+            combined = [{**settings, key: value} for settings in combined for value in values]
+        return [(training, settings) for training in self.training for settings in combined]
+
+
+class Comparison(Section):
+    """Ways to be uncertain about one adapter, side by side: the keys of an experiment, and what is compared."""
+
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+    seeds: PositiveInt = 5
+    """How often everything is trained again, from other seeds; fewer than 5 are called descriptive."""
+    reference: str = "single"
+    """Name of the row that the others are measured against."""
+    base: Base = Base()
+    adapter: Adapter = Adapter()
+    prompt: Prompt = Prompt()
+    data: Data
+    training: Training = Training()
+    """`members` is the size of one ensemble, and the draws of the other methods."""
+    evaluation: Evaluation = Evaluation()
+    compute: Compute = Compute()
+    trainings: dict[str, dict[str, Any]] = {"plain": {}}
+    """By name, which keys each way of training changes, such as {dropout: {adapter.dropout: 0.1}}."""
+    rows: Annotated[tuple[MethodRow, ...], Field(min_length=1)]
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> Self:
+        for role in ("validation", "calibration", "test"):
+            if not getattr(self.data, role):
+                raise ValueError(f"data.{role}: a comparison chooses, fits temperatures and tests; name a set")
+        names = [row.name for row in self.rows]
+        if twice := [name for name in names if names.count(name) > 1]:
+            raise ValueError(f"rows: two are named {twice[0]!r}; rename one")
+        if self.reference not in names:
+            raise ValueError(f"reference: {self.reference!r} is no row; there are {', '.join(names)}")
+        for row in self.rows:
+            for training in row.training:
+                if training not in self.trainings:
+                    known = ", ".join(self.trainings)
+                    raise ValueError(f"rows: {row.name!r} takes training {training!r}; there are {known}")
+        trials = {len(row.trials): row.name for row in self.rows}
+        if len(trials) > 1:
+            listed = ", ".join(f"{name!r} {count}" for count, name in trials.items())
+            raise ValueError(f"rows: every row is chosen among as many trials; now {listed}")
+        for name, changes in self.trainings.items():
+            if fixed := [key for key in changes if key.split(".")[0] not in ("adapter", "training")]:
+                raise ValueError(
+                    f"trainings.{name}: {fixed[0]} would change the questions; adapter.* and training.* may"
+                )
+        return self
+
+    @property
+    def trials(self) -> int:
+        """How many trials each row is chosen among."""
+        return len(self.rows[0].trials)
+
+    def experiment(self, training: str, members: int) -> Config:
+        """Return the config of one way of training, of so many members in all.
+
+        Raises:
+            UserError: a changed key is unknown, or its value out of range.
+        """
+        sections = ("base", "adapter", "prompt", "data", "training", "evaluation", "compute")
+        content = {"name": training, **{key: getattr(self, key).model_dump(mode="json") for key in sections}}
+        for key, value in self.trainings[training].items():
+            *path, last = key.split(".")
+            section = content
+            for part in path:
+                section = section.setdefault(part, {})
+            section[last] = value
+        content["training"]["members"] = members
+        return configs.parse(content, f"trainings.{training}")
+
+
+def load(path: Path, settings: Sequence[str] = ()) -> Comparison:
+    """Read the config of a comparison from YAML, with `key=value` settings applied on top.
+
+    Raises:
+        UserError: the file is missing or no YAML, a key is unknown or a value out of range.
+    """
+    content = configs.read(path, settings)
+    try:
+        return Comparison.model_validate(content)
+    except ValidationError as error:
+        raise UserError(f"{path}: {explain(error, Comparison)}") from None
