@@ -43,7 +43,7 @@ def ask_rotations(
         run: a trained run.
         datasets: names; by default the config's test and out-of-domain sets.
         epoch: after which the members are asked, 0 for the base alone; the last one by default.
-        progress: advanced by one a member, question and rotation.
+        progress: told how long it will take, and advanced by one a member, question and rotation.
         data_dir: a folder with originally released data files, for sets that the run does not hold yet.
 
     Returns:
@@ -79,12 +79,17 @@ def ask_rotations(
             bare = {"fixed_letters": False, "store_top": None, "unconditional": False}
             return replace(made, evaluation=config.evaluation.model_copy(update=bare))
 
-        for name in names:
-            questions = questions_of(run, config, name, data_dir)
+        sets = {name: questions_of(run, config, name, data_dir) for name in names}
+        work = {
+            name: max(len(members), 1) * sum(len(question.choices) for question in questions)
+            for name, questions in sets.items()
+        }
+        progress.expect(sum(work.values()))
+        for name, questions in sets.items():
             inputs = _inputs(run, config, questions, members)
             files = _stored(run, name, epoch, inputs)
             if files:
-                progress.advance(max(len(members), 1) * sum(len(question.choices) for question in questions))
+                progress.advance(work[name])
             else:
                 progress.describe(f"asking {name.written} under every rotation")
                 parts = _answer(ensemble(), questions, list(members), progress)

@@ -94,7 +94,7 @@ def test_what_is_said_is_the_mean_over_the_files(run: RunFolder) -> None:
     assert (
         said[0] == f"{first.name}: 7 questions, each asked under every rotation of its choices, of 2 members at epoch 1"
     )
-    numbers = {line[:30].strip(): line[30:].split() for line in said if line.startswith("  ")}
+    numbers = {line[:32].strip(): line[32:].split() for line in said if line.startswith("  ")}
     rotated = [stored(run, rotation) for rotation in range(J)]
     totals, of_prompts, of_members, right = [], [], [], []
     for question in questions:

@@ -227,23 +227,25 @@ def planned(plans: Sequence[Plan], risk: float, confidence: float) -> Iterator[s
 def rotated(found: Mapping[str, RotationSummary], epoch: int) -> Iterator[str]:
     """Yield how much the order of the choices moves the answers to each set, beside the members, and a sentence."""
     for name, s in found.items():
+        several = s.members > 1
         who = f"{counted(s.members, 'member')} at epoch {epoch}" if epoch else "the base"
         yield f"{name}: {counted(s.questions, 'question')}, each asked under every rotation of its choices, of {who}"
-        yield f"  {'uncertainty':<28}{'nats':>7}  95% interval"
+        yield f"  {'uncertainty':<30}{'nats':>8}  95% interval"
         yield _estimated("all of it", s.total)
         yield _estimated("of one member, one rotation", s.expected)
-        yield _estimated("members", s.of_members)
+        if several:
+            yield _estimated("members", s.of_members)
         yield _estimated("order of the choices", s.of_prompts)
         if s.accuracy.value is None:
             yield f"  accuracy: - ({s.accuracy.reason})"
         else:
-            lowest, highest = (s.by_rotation.index(end(s.by_rotation)) for end in (min, max))
             yield "  accuracy"
             yield _estimated("mean over rotations", s.accuracy)
             yield _estimated("one rotation, on average", s.single)
-            yield f"  {f'  lowest (rotation {lowest})':<28}{s.by_rotation[lowest]:>7.3f}"
-            yield f"  {f'  highest (rotation {highest})':<28}{s.by_rotation[highest]:>7.3f}"
-        several = s.members > 1
+            for which, end in (("lowest", min), ("highest", max)):
+                value = end(s.by_rotation)
+                at = s.by_rotation.index(value)
+                yield _estimated(f"{which}: rotation {at}", Estimate(value, s.accuracy.n))
         yield (
             f"  Reordering the choices accounts for {s.of_prompts.value:.3f} of the {s.total.value:.3f} nats of "
             f"uncertainty{f', the members for {s.of_members.value:.3f}' if several else ''}."
@@ -254,4 +256,4 @@ def rotated(found: Mapping[str, RotationSummary], epoch: int) -> Iterator[str]:
 
 def _estimated(what: str, x: Estimate) -> str:
     interval = "" if x.low is None or x.high is None else f"  [{x.low:.3f}, {x.high:.3f}]"
-    return f"    {what:<26}{x.value:>9.3f}{interval}"
+    return f"    {what:<28}{x.value:>8.3f}{interval}"
