@@ -62,10 +62,11 @@ def sections() -> dict[str, dict[str, str]]:
 SECTIONS = sections()
 ENTRIES = [(title, name, text) for title, entries in SECTIONS.items() for name, text in entries.items()]
 SCORES, TABLES, TOKENS = "Uncertainties and scores", "Courses and paired tests", "Tokens of running text"
+ROTATIONS = "Order of the choices"
 
 
 def test_every_measure_of_the_table_has_an_entry_and_no_other_name_has() -> None:
-    named = [name for title, name, _ in ENTRIES if title not in (SCORES, TABLES, TOKENS)]
+    named = [name for title, name, _ in ENTRIES if title not in (SCORES, TABLES, TOKENS, ROTATIONS)]
     documented = [one for name in named for one in expanded(name)]
     assert len(documented) == len(set(documented))
     assert set(documented) == {*table.MEASURES, *OPEN}
@@ -85,13 +86,14 @@ def test_every_row_of_an_analysis_is_documented() -> None:
     assert found == {*table.MEASURES, *OPEN}
 
 
-def test_scores_tables_and_token_measures_are_those_of_the_program() -> None:
+def test_scores_tables_parts_and_token_measures_are_those_of_the_program() -> None:
     assert set(SECTIONS[SCORES]) == {*table.UNCERTAINTIES, *table.BASELINES}
     assert set(SECTIONS[TABLES]) == {*table.Analysis().to_json()} - {"schema", "rows"}
     summary = {field.name for field in fields(tokens.Summary)} - {"tokens", "members"}
     # Of a table's columns those are left out that say which token it is; `correct` is what accuracy is the mean of.
     columns = {"log_prob", "entropy", "expected_entropy", "mutual_information", "confidence"}
     assert columns < set(tokens.SCHEMA.names)
+    assert set(SECTIONS[ROTATIONS]) == {field.name for field in fields(measures.RotationParts)}
     assert set(SECTIONS[TOKENS]) == summary | columns | {"ece"}
 
 

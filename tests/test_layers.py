@@ -24,6 +24,7 @@ LAYERS = (
     "experiment",
     "evaluation",
     "reading",
+    "rotations",
     "prompt_features",
     "methods",
     "ensemble",

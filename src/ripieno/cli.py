@@ -148,6 +148,13 @@ def evaluate(
     choices: Annotated[
         int | None, typer.Option(min=2, help="Ask again with wrong choices dropped at random to this many.")
     ] = None,
+    rotations: Annotated[
+        bool,
+        typer.Option(
+            "--rotations",
+            help="Templates that list the choices: ask with every rotation of the list, and say how much that moves.",
+        ),
+    ] = False,
     method: Annotated[
         str | None,
         typer.Option(
@@ -170,6 +177,14 @@ def evaluate(
 
     folder = _run(run)
     config = folder.config()
+    if rotations:
+        others = (choices, store_top, method, draws, member, setting)
+        if tokens == "all" or fixed_letters or unconditional or any(other is not None for other in others):
+            raise UserError(
+                "--rotations asks with every rotation of the choices; only --dataset and --epoch go with it"
+            )
+        _evaluate_rotations(folder, dataset or [], epoch or "last", data_dir, quiet)
+        return
     if method is None and (draws is not None or member is not None or setting):
         raise UserError("--draws, --member and --setting: say of which --method")
     if tokens == "all":
@@ -526,7 +541,7 @@ def status(run: Run) -> None:
         stopped = [x for x in folder.lines("metrics.jsonl") if x["kind"] == "stopped" and x["member"] == member]
         why = f", stopped: {stopped[0]['reason']}" if stopped else ""
         typer.echo(f"member {member}: epoch {max(epochs, default=0)} of {config.training.epochs}{why}")
-    for what in ("predictions", "features", "tokens"):
+    for what in ("predictions", "rotations", "features", "tokens"):
         for file in sorted((run / what).rglob("*.parquet")):
             state = "" if folder.whole(file) else "  (damaged: the same evaluate makes it again)"
             typer.echo(f"{file.relative_to(run)}{state}")
@@ -610,6 +625,20 @@ def _evaluate_tokens(
             numbers = f"{s.tokens:>9,}{s.nll:>8.3f}{s.perplexity:>12,.1f}{s.accuracy:>10.3f}{measured.ece:>8.3f}"
             typer.echo(f"  {measured.what:<16}{numbers}")
     typer.echo(f"{len(tables)} tables of tokens in {folder.path / 'tokens'}.")
+
+
+def _evaluate_rotations(folder: RunFolder, datasets: list[str], epoch: str, data_dir: Path | None, quiet: bool) -> None:
+    from ripieno.progress import Progress
+    from ripieno.report import terminal
+    from ripieno.rotations import ask_rotations
+
+    if epoch == "all":
+        raise UserError("--epoch all: rotations are asked at one epoch; give a number or last")
+    [at] = _epochs(epoch, folder.config().training.epochs) or []
+    with Progress(quiet=quiet) as progress:
+        found = ask_rotations(folder, datasets, at, progress, data_dir)
+    for line in terminal.rotated(found, at):
+        typer.echo(line)
 
 
 def _epochs(text: str, last: int) -> list[int] | None:

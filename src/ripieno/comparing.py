@@ -169,8 +169,8 @@ def _start(config: Comparison, kept: RunFolder) -> None:
         # Rows may be added and left out: each keeps its own answers.
         if differing := [key for key in differing if key not in ("rows", "trainings", "reference")]:
             raise UserError(
-                f"{kept.path} holds another comparison; what differs: {', '.join(differing)}. Choose another folder with "
-                "--run, or go back to that config"
+                f"{kept.path} holds another comparison; what differs: {', '.join(differing)}. Choose another folder "
+                "with --run, or go back to that config"
             )
     kept.write(path, yaml.safe_dump(content, sort_keys=False, allow_unicode=True))
 

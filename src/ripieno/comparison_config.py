@@ -21,11 +21,11 @@ class MethodRow(Section):
     """What the table calls it."""
     method: str
     """A file of `methods/`, such as ensemble or laplace."""
-    settings: dict[str, Any] = {}
+    settings: dict[str, Any] = Field(default_factory=dict)
     """Of the method, such as {factors: diagonal}."""
     training: tuple[str, ...] = ("plain",)
     """Names of `trainings`. Of several, validation chooses: each is a trial, and every row has as many."""
-    tune: dict[str, tuple[Any, ...]] = {}
+    tune: dict[str, tuple[Any, ...]] = Field(default_factory=dict)
     """Settings of the method to values of which validation chooses: each combination is a trial."""
     pooling: Literal["prob", "logit"] = "prob"
     """The mean of probabilities, or the normalised geometric mean of them."""
@@ -64,7 +64,7 @@ class Comparison(Section):
     """`members` is the size of one ensemble, and the draws of the other methods."""
     evaluation: Evaluation = Evaluation()
     compute: Compute = Compute()
-    trainings: dict[str, dict[str, Any]] = {"plain": {}}
+    trainings: dict[str, dict[str, Any]] = Field(default_factory=lambda: {"plain": {}})
     """By name, which keys each way of training changes, such as {dropout: {adapter.dropout: 0.1}}."""
     rows: Annotated[tuple[MethodRow, ...], Field(min_length=1)]
 

@@ -105,9 +105,8 @@ class Predictions:
 def without_gaps(p: Predictions) -> Predictions:
     """Return the same predictions, each question's own choices before the absent ones, in their order.
 
-    Whatever numbers choices by their place needs it: dropping some of them, a list in a file. The targets, and all that
-    is stored for each choice, move along. The fixed letters are left out where choices moved, since they are those of
-    the old places.
+    Whatever numbers choices by their place needs it: dropping some of them, a list in a file. Where choices moved, the
+    rest is as by `reordered`.
 
     Raises:
         ValueError: a target is none of its question's choices.
@@ -120,16 +119,24 @@ def without_gaps(p: Predictions) -> Predictions:
         n = int(known[np.argmax(~there)])
         raise ValueError(f"question {p.question_ids[n]!r}: target {p.targets[n]} is none of its choices")
     order = np.argsort(~p.mask, axis=1, kind="stable")
-    if (order == np.arange(p.mask.shape[1])).all():
-        return p
+    return p if (order == np.arange(p.mask.shape[1])).all() else reordered(p, order)
+
+
+def reordered(p: Predictions, order: NDArray[np.int64]) -> Predictions:
+    """Return the same predictions, each question's choices in another order: `order` [N, K] has their old places.
+
+    The targets, and all that is stored for each choice, move along. The fixed letters are left out, since they are
+    those of the old places.
+    """
 
     def moved(array: Any) -> Any:
         """Reorder the choices of an array [N, K] or [M, N, K]."""
         return None if array is None else np.take_along_axis(array, np.broadcast_to(order, array.shape), -1)
 
+    known = np.flatnonzero(p.labelled)
     place = np.argsort(order, axis=1)  # of each choice, by where it stood
     targets = p.targets.copy()
-    targets[known] = place[known, aimed]
+    targets[known] = place[known, p.targets[known]]
     return replace(
         p,
         log_probs=moved(p.log_probs),

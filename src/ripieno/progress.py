@@ -36,6 +36,10 @@ class Progress:
         """Say what is happening now."""
         self.bar.set_description_str(text, refresh=self.live)
 
+    def expect(self, units: int) -> None:
+        """Note work to come, where its length was not known from the start."""
+        self.bar.total = (self.bar.total or 0) + units
+
     def advance(self, units: int) -> None:
         """Note work done."""
         self.bar.update(units)

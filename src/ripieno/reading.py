@@ -21,7 +21,7 @@ from ripieno.model import reading
 from ripieno.model.trees import SpelledText
 from ripieno.progress import Progress
 from ripieno.report import heatmap
-from ripieno.runs import BASE, METHOD, RunFolder, adapter_epochs, require_adapter, sha256_of, write_atomically
+from ripieno.runs import BASE, METHOD, RunFolder, members_at, sha256_of, write_atomically
 from ripieno.tokens import Summary, Tokens
 
 
@@ -71,7 +71,7 @@ def read(
     """
     config, progress = run.config(), progress or Progress(quiet=True)
     epoch = config.training.epochs if epoch is None else epoch
-    members = _members_at(run, config, epoch)
+    members = members_at(run, epoch)
     texts = texts_of(file)
     folder = output or run.reading(file.stem, sha256_of(file), epoch)
     if folder.exists() and not folder.is_dir():
@@ -185,7 +185,7 @@ def evaluate(
         raise UserError(f"{run.path}: its config names no data.test; name a set with --dataset")
     found, ensemble = [], None
     with run.lock():
-        answering = {epoch: _members_at(run, config, epoch) for epoch in epochs}
+        answering = {epoch: members_at(run, epoch) for epoch in epochs}
         for name in names:
             questions = [q for q in questions_of(run, config, name, data_dir) if q.answer is not None]
             if not questions:
@@ -233,23 +233,6 @@ def _inputs(run: RunFolder, config: Config, members: dict[int, int], questions: 
 
 
 # ---- both -----------------------------------------------------------------------------------------------------------
-
-
-def _members_at(run: RunFolder, config: Config, epoch: int) -> dict[int, int]:
-    """Return which epoch's adapter each member reads with; none at epoch 0, the base.
-
-    Raises:
-        UserError: there is no such epoch, or it is not trained.
-    """
-    last = config.training.epochs
-    if not 0 <= epoch <= last:
-        raise UserError(f"--epoch: {run.path} has epochs 0 (the base) to {last}")
-    members = adapter_epochs(run, range(config.training.members), epoch) if epoch else {}
-    if epoch and not members:
-        raise UserError(f"{run.path}: no member is left at epoch {epoch}; their training failed, see status")
-    for member, at in members.items():
-        require_adapter(run, member, at)
-    return members
 
 
 def _ensemble(run: RunFolder, config: Config, few_shot: bool = False, data_dir: Path | None = None) -> Ensemble:

@@ -53,6 +53,10 @@ class RunFolder:
         matched = "" if choices is None else f".k{choices}"
         return self.path / "predictions" / folder / file / f"{method}-epoch-{epoch:03d}{matched}.parquet"
 
+    def rotations(self, folder: str, file: str, method: str, epoch: int, rotation: int) -> Path:
+        """File of one method's predictions of a data set asked under a rotation of its choices (0 is their order)."""
+        return self.path / "rotations" / folder / file / f"{method}-epoch-{epoch:03d}.rotation-{rotation}.parquet"
+
     def features(self, folder: str, file: str) -> Path:
         """File of what the base alone computes on a data set's prompts."""
         return self.path / "features" / folder / f"{file}.parquet"
@@ -257,6 +261,24 @@ def adapter_epochs(run: RunFolder, members: Sequence[int], epoch: int) -> dict[i
         elif kept is not None:
             answering[member] = kept
     return answering
+
+
+def members_at(run: RunFolder, epoch: int) -> dict[int, int]:
+    """Return which epoch's adapter each member answers with at an epoch, all of them whole; none at epoch 0, the base.
+
+    Raises:
+        UserError: there is no such epoch, or it is not trained.
+        EnvironmentFault: an adapter is missing or damaged.
+    """
+    training = run.config().training
+    if not 0 <= epoch <= training.epochs:
+        raise UserError(f"--epoch: {run.path} has epochs 0 (the base) to {training.epochs}")
+    members = adapter_epochs(run, range(training.members), epoch) if epoch else {}
+    if epoch and not members:
+        raise UserError(f"{run.path}: no member is left at epoch {epoch}; their training failed, see status")
+    for member, at in members.items():
+        require_adapter(run, member, at)
+    return members
 
 
 def require_adapter(run: RunFolder, member: int, epoch: int) -> None:

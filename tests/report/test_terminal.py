@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from synthetic import answers
 
-from ripieno.measures import Analysis, Comparison, Costs, Evidence, Row
+from ripieno.measures import Analysis, Comparison, Costs, Evidence, Row, summarise_rotations
 from ripieno.report import terminal
 
 
@@ -157,3 +157,29 @@ def test_the_most_certain_and_the_smallest_are_numbers_too():
     lines = list(terminal.table(Analysis(rows)))
     assert lines[0] == "home · ensemble epoch 1 · ensemble"
     assert [line.split()[1] for line in lines[2:]] == ["0.0000", "0.0000"]
+
+
+def test_rotations_are_said_of_one_question_without_an_answer_and_of_the_base_alone():
+    """Two members that answer the first place whatever stands there, and a base that does; no interval, no accuracy."""
+    places = np.array([[[np.eye(2)[j]]] * 2 for j in range(2)])
+    mask = np.ones((1, 2), dtype=bool)
+    alone = summarise_rotations(places[:, :1], mask, np.array([0]))
+    together = summarise_rotations(places, mask, np.array([-1]))
+    members = list(terminal.rotated({"home/test": together}, 3))
+    says_nothing_odd(members)
+    assert (
+        members[0] == "home/test: 1 question, each asked under every rotation of its choices, of 2 members at epoch 3"
+    )
+    assert [line.split()[-1] for line in members[2:6]] == ["0.693", "0.000", "0.000", "0.693"]
+    assert members[6:] == [
+        "  accuracy: - (no question has a known answer)",
+        "  Reordering the choices accounts for 0.693 of the 0.693 nats of uncertainty, the members for 0.000.",
+        "  (Each grows with how many there are: up to 2 rotations, 2 members.)",
+    ]
+    base = list(terminal.rotated({"home/test": alone}, 0))
+    says_nothing_odd(base)
+    assert base[0].endswith("of the base")
+    assert not any("member " in line for line in base[1:3] + base[4:])
+    # The mean is even between the two, and the first of equals is the answer; each rotation has one of them.
+    assert [line.split()[-1] for line in base[6:10]] == ["1.000", "0.500", "0.000", "1.000"]
+    assert base[-1] == "  Reordering the choices accounts for 0.693 of the 0.693 nats of uncertainty."

@@ -21,6 +21,12 @@ from ripieno.measures.matching import match_choices
 from ripieno.measures.ood import Detector, tell_apart
 from ripieno.measures.ranking import aupr, auroc, fpr_at_tpr, ood_measures
 from ripieno.measures.rescoring import rescore
+from ripieno.measures.rotations import (
+    RotationParts,
+    RotationSummary,
+    decompose_rotations,
+    summarise_rotations,
+)
 from ripieno.measures.selective import (
     augrc,
     aurc,
@@ -64,6 +70,8 @@ __all__ = [
     "Evidence",
     "Flow",
     "Reliability",
+    "RotationParts",
+    "RotationSummary",
     "Row",
     "SizePoint",
     "adaptive_ece",
@@ -87,6 +95,7 @@ __all__ = [
     "debiased_ce",
     "debiased_ce_interval",
     "decompose",
+    "decompose_rotations",
     "disagreement",
     "ece",
     "ece_null",
@@ -121,6 +130,7 @@ __all__ = [
     "selective_accuracy",
     "selective_measures",
     "smooth_ece",
+    "summarise_rotations",
     "tell_apart",
     "with_other",
 ]

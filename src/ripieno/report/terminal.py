@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 from ripieno.measures.certificate import Certificate, refusal
 from ripieno.measures.certify import Plan, at_least, at_most
+from ripieno.measures.rotations import RotationSummary
 from ripieno.measures.sets import SetGroup, SetRule, fewest_questions
-from ripieno.measures.table import Analysis, Comparison, Row
+from ripieno.measures.table import Analysis, Comparison, Estimate, Row
+from ripieno.report.words import counted
 
 FEW = ("accuracy", "nll", "ece")  # what a reader wants first
 
@@ -225,3 +227,38 @@ def planned(plans: Sequence[Plan], risk: float, confidence: float) -> Iterator[s
     for plan in plans:
         answers = f"{plan.answered:.0%}" if plan.promised else "-"
         yield f"{plan.labels:>24,}{plan.promised:>18.0%}{answers:>15}{plan.broken:>9.1%}"
+
+
+def rotated(found: Mapping[str, RotationSummary], epoch: int) -> Iterator[str]:
+    """Yield how much the order of the choices moves the answers to each set, beside the members, and a sentence."""
+    for name, s in found.items():
+        several = s.members > 1
+        who = f"{counted(s.members, 'member')} at epoch {epoch}" if epoch else "the base"
+        yield f"{name}: {counted(s.questions, 'question')}, each asked under every rotation of its choices, of {who}"
+        yield f"  {'uncertainty':<30}{'nats':>8}  95% interval"
+        yield _estimated("all of it", s.total)
+        yield _estimated("of one member, one rotation", s.expected)
+        if several:
+            yield _estimated("members", s.of_members)
+        yield _estimated("order of the choices", s.of_prompts)
+        if s.accuracy.value is None:
+            yield f"  accuracy: - ({s.accuracy.reason})"
+        else:
+            yield "  accuracy"
+            yield _estimated("mean over rotations", s.accuracy)
+            yield _estimated("one rotation, on average", s.single)
+            for which, end in (("lowest", min), ("highest", max)):
+                value = end(s.by_rotation)
+                at = s.by_rotation.index(value)
+                yield _estimated(f"{which}: rotation {at}", Estimate(value, s.accuracy.n))
+        yield (
+            f"  Reordering the choices accounts for {s.of_prompts.value:.3f} of the {s.total.value:.3f} nats of "
+            f"uncertainty{f', the members for {s.of_members.value:.3f}' if several else ''}."
+        )
+        if several:
+            yield f"  (Each grows with how many there are: up to {s.rotations} rotations, {s.members} members.)"
+
+
+def _estimated(what: str, x: Estimate) -> str:
+    interval = "" if x.low is None or x.high is None else f"  [{x.low:.3f}, {x.high:.3f}]"
+    return f"    {what:<28}{x.value:>8.3f}{interval}"
