@@ -33,6 +33,7 @@ LAYERS = (
     "report",
     "decisions",
     "measures",
+    "comparison",
     "provenance",
     "data",
     "runs",
