@@ -34,6 +34,7 @@ LAYERS = (
     "report",
     "decisions",
     "measures",
+    "comparison",
     "provenance",
     "data",
     "runs",

@@ -48,9 +48,28 @@ REQUIRED = ("question_id", "member", "choice_log_probs", "target")
 PER_CHOICE = ("choice_scores", "choice_tokens", "choice_bytes", "unconditional_scores")
 
 
-def to_parquet(predictions: Predictions) -> bytes:
-    """Return the parquet file of one `Predictions`, the same bytes for the same content."""
-    p = predictions
+def to_parquet(*predictions: Predictions) -> bytes:
+    """Return the parquet file of one `Predictions`, or of several replicates of one: the same for the same content.
+
+    The file says of itself what the first one does.
+
+    Raises:
+        ValueError: two are of the same data set, split, epoch and replicate, or of different methods.
+    """
+    keys = {(p.dataset, p.split, p.epoch, p.replicate) for p in predictions}
+    if len(keys) < len(predictions) or len({p.method for p in predictions}) > 1:
+        raise ValueError("a file holds one method, and one `Predictions` a data set, split, epoch and replicate")
+    header = {"schema": SCHEMA_VERSION, "method": predictions[0].method, **predictions[0].metadata}
+    metadata = {b"ripieno": json.dumps(header, sort_keys=True, ensure_ascii=False).encode()}
+    schema = SCHEMA.with_metadata(metadata)
+    table = pa.concat_tables([pa.table(_rows(p), schema=schema) for p in predictions])
+    buffer = io.BytesIO()
+    pq.write_table(table, buffer, compression="zstd")
+    return buffer.getvalue()
+
+
+def _rows(p: Predictions) -> dict[str, list[Any]]:
+    """Return the columns of one `Predictions`."""
     M, N, K = p.log_probs.shape
     sizes = p.mask.sum(axis=1)
     if not np.array_equal(p.mask, np.arange(K) < sizes[:, None]):
@@ -71,7 +90,7 @@ def to_parquet(predictions: Predictions) -> bytes:
             return [None] * (M * N)
         return [row.tolist() for row in array.reshape(M * N, *array.shape[2:])]
 
-    columns = {
+    return {
         "question_id": list(p.question_ids) * M,
         "dataset": [p.dataset] * (M * N),
         "split": [p.split] * (M * N),
@@ -92,12 +111,6 @@ def to_parquet(predictions: Predictions) -> bytes:
         "top_log_probs": per_member_row(p.top_log_probs),
         "target": [None if t < 0 else int(t) for t in p.targets] * M,
     }
-    header = {"schema": SCHEMA_VERSION, "method": p.method, **p.metadata}
-    metadata = {b"ripieno": json.dumps(header, sort_keys=True, ensure_ascii=False).encode()}
-    table = pa.table(columns, schema=SCHEMA.with_metadata(metadata))
-    buffer = io.BytesIO()
-    pq.write_table(table, buffer, compression="zstd")
-    return buffer.getvalue()
 
 
 def read_parquet(path: Path) -> list[Predictions]:

@@ -27,7 +27,7 @@ LEVEL = 0.95
 DRAWN_AT_ONCE = 1 << 20
 
 # An interval needs the statistic to be defined on nearly every resample (an AUROC needs both kinds of questions).
-_MOST_UNDEFINED = 0.01
+MOST_UNDEFINED = 0.01
 
 Counts = NDArray[np.uint16]
 
@@ -142,7 +142,7 @@ def percentiles(resamples: Floats, *, level: float = LEVEL) -> tuple[Floats, Flo
         low, high = np.quantile(resamples, ends, axis=0)
         return low, high
     low, high = np.full(resamples.shape[1], np.nan), np.full(resamples.shape[1], np.nan)
-    for r in np.flatnonzero(undefined.mean(axis=0) <= _MOST_UNDEFINED):
+    for r in np.flatnonzero(undefined.mean(axis=0) <= MOST_UNDEFINED):
         low[r], high[r] = np.quantile(resamples[~undefined[:, r], r], ends)
     return low, high
 

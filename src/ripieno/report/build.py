@@ -196,11 +196,11 @@ def _csv(kind: type[Any], items: Iterable[Any]) -> str:
     writer = csv.writer(buffer, lineterminator="\n")
     columns = [field.name for field in fields(kind)]
     writer.writerow(columns)
-    writer.writerows([_harmless(getattr(item, column)) for column in columns] for item in items)
+    writer.writerows([harmless(getattr(item, column)) for column in columns] for item in items)
     return buffer.getvalue()
 
 
-def _harmless(value: Any) -> Any:
+def harmless(value: Any) -> Any:
     """Return a text cell that no spreadsheet runs as a formula (a leading apostrophe makes it text)."""
     return f"'{value}" if isinstance(value, str) and value.startswith(("=", "+", "-", "@", "\t", "\r")) else value
 

@@ -37,6 +37,16 @@ STATE_WORDS = {
 
 
 @dataclass(frozen=True, slots=True)
+class Priced:
+    """What one way costs and brings: `number` is what the figure writes beside it, `marked` is drawn filled."""
+
+    number: int
+    cost: float
+    value: Interval
+    marked: bool
+
+
+@dataclass(frozen=True, slots=True)
 class Course:
     """A measure of one answerer over the epochs; `line` is a key of `LINES` where it is an uncertainty's."""
 
@@ -97,6 +107,45 @@ def members(label: str, points: Sequence[SizePoint], limits: tuple[float, float]
         axes.xaxis.set_major_locator(MaxNLocator(nbins=8, integer=True))
         values = ", ".join(f"{p.members}: {p.value:.3f}" for p in points)
         return finish(figure, prefix, f"{label} by number of members. {values}.")
+
+
+def costs(label: str, cost: str, points: Sequence[Priced], prefix: str) -> Panel:
+    """Draw a measure against a cost as a multiple of the reference's; points of equal cost stand side by side.
+
+    Args:
+        label: the measure's name, on the axis.
+        cost: the cost's name, on the axis.
+        points: at least one, of costs above 0.
+        prefix: of the ids, unique in the page.
+    """
+    with matplotlib.rc_context(RC):
+        figure, axes = blank()
+        figure.set_size_inches(440 / 72, 260 / 72)
+        axes.set_position((0.15, 0.17, 0.82, 0.79))
+        places = sorted({p.cost for p in points})
+        # Each cost has a stretch of the axis as wide as it has points: the order counts, and no number hides another.
+        starts, start = {}, 0.0
+        for place in places:
+            starts[place] = start
+            start += sum(p.cost == place for p in points) + 0.8
+        for place in places:
+            own = sorted((p for p in points if p.cost == place), key=lambda p: p.number)
+            for i, p in enumerate(own):
+                x = starts[place] + i
+                if p.value.low is not None and p.value.high is not None:
+                    axes.vlines(x, p.value.low, p.value.high, color=COLOURS["ensemble"], linewidth=1.4, alpha=0.7)
+                face = COLOURS["ensemble"] if p.marked else COLOURS["page"]
+                axes.plot(x, p.value.value, "o", markersize=6, color=COLOURS["ensemble"], markerfacecolor=face)
+                axes.annotate(
+                    str(p.number), (x, p.value.value), (5, 0), textcoords="offset points", va="center", fontsize=9
+                )
+            if place != places[-1]:
+                axes.axvline(starts[place] + len(own) - 0.1, color=COLOURS["faint"], linestyle=DOTTED, linewidth=0.8)
+        middles = [starts[place] + (sum(p.cost == place for p in points) - 1) / 2 for place in places]
+        axes.set_xticks(middles, [f"{place:.3g}×" for place in places])
+        axes.set(xlim=(-0.6, start - 0.6), xlabel=cost, ylabel=label)
+        said = "; ".join(f"{p.number}: {p.cost:.3g} times, {p.value.value:.3f}" for p in points)
+        return finish(figure, prefix, f"{label} against {cost}. Row: cost, value. {said}.")
 
 
 def risks(uncertainties: Mapping[str, Floats], wrong: Floats, prefix: str) -> Panel:
