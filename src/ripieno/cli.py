@@ -224,6 +224,43 @@ def evaluate(
 
 
 @app.command()
+def compare(
+    source: Annotated[
+        Path,
+        typer.Argument(
+            metavar="CONFIG.yaml|FOLDER",
+            help="What is compared; or a folder that was made so, whose table is then made again from its predictions.",
+        ),
+    ],
+    run: Annotated[Path | None, typer.Option(help="The folder; runs/NAME by default.")] = None,
+    settings: Annotated[
+        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change a key, such as seeds=3.")
+    ] = None,
+    data_dir: DataDir = None,
+    quiet: Quiet = False,
+) -> None:
+    """Set every way to be uncertain side by side: train what they share once, ask each the same, write one table."""
+    from ripieno.report import methods
+
+    folder = source
+    if not source.is_dir():
+        from ripieno import comparing, comparison_config
+        from ripieno.progress import Progress
+
+        config = comparison_config.load(source, settings or [])
+        with Progress(quiet=quiet) as progress:
+            folder = run or Path("runs") / config.name
+            comparing.compare(config, folder, data_dir=data_dir, progress=progress)
+    elif run is not None or settings:
+        raise UserError(f"{source}: is a folder, whose table is made again as it is; leave --run and --set out")
+    page = methods.tabulate(folder)
+    for line in methods.lines(methods.table(folder)):
+        typer.echo(line)
+    typer.echo(f"Table: {page.parent / 'table.csv'}")
+    typer.echo(f"Page: {page}")
+
+
+@app.command()
 def read(
     run: Run,
     text: Annotated[Path, typer.Option(metavar="FILE", help='UTF-8 text, or .jsonl of {"text": ...} rows.')],

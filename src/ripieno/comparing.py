@@ -19,14 +19,15 @@ import yaml
 from ripieno import comparison, measures, methods
 from ripieno.comparison import Index, predictions_file
 from ripieno.comparison_config import Comparison, MethodRow
+from ripieno.config import Config
 from ripieno.data.matching import match_questions
 from ripieno.data.splits import DatasetName
-from ripieno.ensemble import assemble, load_base, questions_of
+from ripieno.ensemble import Ensemble, assemble, load_base, questions_of
 from ripieno.errors import UserError
 from ripieno.evaluation import Sampling, fit, matched_choices
 from ripieno.experiment import train
 from ripieno.methods import Method
-from ripieno.methods.trained import Trained
+from ripieno.methods.trained import Known, Trained
 from ripieno.model.prediction import Asked
 from ripieno.parquet import to_parquet
 from ripieno.predictions import Predictions
@@ -68,15 +69,15 @@ class World:
     repeated: int
     data_dir: Path | None
     progress: Progress
-    answered: dict[tuple[int, int, int], tuple[Predictions, int]] = field(default_factory=dict)
+    answered: dict[Known, tuple[Predictions, int]] = field(default_factory=dict)
 
     @cached_property
-    def config(self) -> Any:
+    def config(self) -> Config:
         """The resolved config."""
         return self.run.config()
 
     @cached_property
-    def ensemble(self) -> Any:
+    def ensemble(self) -> Ensemble:
         """The base with one place for an adapter."""
         return assemble(self.config, load_base(self.run, self.config.base, self.config.compute), [0], self.data_dir)
 
@@ -144,16 +145,17 @@ def compare(
                 progress=progress,
             )
             worlds[name] = World(run, repeated, data_dir, progress)
-        rows = [_row(config, row, worlds, kept) for row in config.rows]
+        found = tuple(_row(config, row, worlds, kept) for row in config.rows)
         data = config.data
         index = Index(
+            schema=1,
             replicates=config.seeds,
             reference=config.reference,
             calibration=_names(data.calibration),
             test=_names(data.test),
             out_of_domain=_names(data.out_of_domain),
             shared_calibration=bool(set(data.calibration) & set(data.validation)),
-            rows=tuple(rows),
+            rows=found,
         )
         kept.write(folder / "rows.json", index.to_json())
     return folder
@@ -186,21 +188,23 @@ def _method(row: MethodRow, settings: Mapping[str, Any] | None = None) -> Method
 
 def _row(config: Comparison, row: MethodRow, worlds: Mapping[str, World], kept: RunFolder) -> comparison.MethodRow:
     """Ask one row in every repetition, and return what it cost."""
-    about = {"name": row.name, "slug": row.slug, "method": row.method, "pooling": row.pooling, "tuned": row.tuned}
+    about: dict[str, Any] = {"name": row.name, "slug": row.slug, "method": row.method}
+    about |= {"pooling": row.pooling, "tuned": row.tuned}
     count = row.draws or config.training.members
     for training, settings in row.trials:
         world = worlds[training]
         if why := _method(row, settings).refusal(world.config, world.config.training.epochs, count):
             nothing = dict.fromkeys(("answers", "training_tokens", "evaluation_tokens", "stored_bytes"), 0)
-            return comparison.MethodRow(**about, **nothing, refused=f"{training}: {why}")
-    costs = [_repetition(config, row, r, worlds, kept, count) for r in range(config.seeds)]
-    spent = {key: round(float(np.mean([cost[key] for cost in costs]))) for key in ("evaluation_tokens", "stored_bytes")}
-    spent["training_tokens"] = sum(_training_tokens(worlds[name], row) for name in row.training) + round(
-        float(np.mean([cost["fitting_tokens"] for cost in costs]))
-    )
-    return comparison.MethodRow(
-        **about, **spent, answers=costs[0]["answers"], chosen=tuple(cost["chosen"] for cost in costs)
-    )
+            return comparison.MethodRow.model_validate({**about, **nothing, "refused": f"{training}: {why}"})
+    found = [_repetition(config, row, r, worlds, kept, count) for r in range(config.seeds)]
+
+    def mean(key: str) -> int:
+        return round(sum(one[key] for one in found) / len(found))
+
+    about |= {key: mean(key) for key in ("evaluation_tokens", "stored_bytes")}
+    trained = sum(_training_tokens(worlds[name], row) for name in row.training)
+    about |= {"training_tokens": trained + mean("fitting_tokens"), "answers": found[0]["answers"]}
+    return comparison.MethodRow.model_validate({**about, "chosen": [one["chosen"] for one in found]})
 
 
 def _repetition(

@@ -64,7 +64,7 @@ class Comparison(Section):
     """`members` is the size of one ensemble, and the draws of the other methods."""
     evaluation: Evaluation = Evaluation()
     compute: Compute = Compute()
-    trainings: dict[str, dict[str, Any]] = Field(default_factory=lambda: {"plain": {}})
+    trainings: dict[str, dict[str, Any]] = {"plain": {}}  # noqa: RUF012 (pydantic copies it)
     """By name, which keys each way of training changes, such as {dropout: {adapter.dropout: 0.1}}."""
     rows: Annotated[tuple[MethodRow, ...], Field(min_length=1)]
 

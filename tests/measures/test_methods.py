@@ -8,9 +8,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-from compared import LAPLACE, OUTSIDE, TEST, folder, row
 from scipy import stats
 
+from compared import LAPLACE, OUTSIDE, TEST, folder, row
 from ripieno import measures
 from ripieno.comparison import predictions_file, read
 from ripieno.errors import UserError

@@ -21,6 +21,9 @@ from ripieno.progress import Progress
 from ripieno.runs import RunFolder, adapter_epochs, require_adapter
 from ripieno.training.loop import Examples
 
+# A member, its epoch, and what it was asked.
+Known = tuple[int, int, tuple[TokenTree, ...]]
+
 
 @dataclass
 class Trained:
@@ -46,7 +49,7 @@ class Trained:
     members: Sequence[int]
     epoch: int
     progress: Progress
-    answered: MutableMapping[tuple[int, int, int], tuple[Predictions, int]] = field(default_factory=dict)
+    answered: MutableMapping[Known, tuple[Predictions, int]] = field(default_factory=dict)
     epochs: Mapping[int, int] = field(default_factory=dict)
     read: int = field(default=0, init=False)
     used: set[Path] = field(default_factory=set, init=False)
@@ -89,7 +92,7 @@ class Trained:
 
     def ask(self, asked: Asked, dropout_seed: int | None = None) -> Predictions:
         """Return what the weights in place answer, one row; a member's own answers are computed once."""
-        own = (*self._loaded, id(asked)) if self._loaded and dropout_seed is None else None
+        own = (*self._loaded, tuple(asked.trees)) if self._loaded and dropout_seed is None else None
         if own and own in self.answered:
             p, tokens = self.answered[own]
         else:
