@@ -15,7 +15,8 @@ so V counts what a seed does to a single question twice: it is too large by var(
 percentile interval of crossed resamples (Owen 2007, "The pigeonhole bootstrap") would count that three times, and yet
 with R = 5 be too narrow where seeds matter: the variance of a resampled mean of R values is (R - 1)/R of V_R, and 2.8
 of its roots (t, 4 degrees of freedom) are needed where it takes 2. nu is Satterthwaite's (1946), rounded down. Limits:
-it takes the R values for normal; an interval of an AUROC near 1 may reach beyond it; questions count as independent.
+it takes the R values for normal; an interval of an AUROC near 1 may reach beyond it; questions count as
+independent; temperatures and settings are taken as they were chosen.
 """
 
 from __future__ import annotations
