@@ -86,6 +86,16 @@ def test_any_numbers_of_choices_survive(tmp_path_factory, sizes, seed, optional)
     check_equal(found, p)
 
 
+def test_a_file_holds_several_replicates(tmp_path):
+    parts = [predictions(seed, replicate=seed) for seed in range(2)]
+    path = tmp_path / "predictions.parquet"
+    path.write_bytes(to_parquet(*parts))
+    for found, expected in zip(read_parquet(path), parts, strict=True):
+        check_equal(found, expected)
+    with pytest.raises(ValueError, match="one `Predictions` a data set"):
+        to_parquet(parts[0], parts[0])
+
+
 def test_the_same_content_gives_the_same_bytes():
     p = predictions()
     again = dataclasses.replace(predictions(), metadata=dict(reversed(p.metadata.items())))

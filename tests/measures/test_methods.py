@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from pathlib import Path
 from typing import Any
@@ -235,8 +236,6 @@ def test_without_calibration_there_is_no_temperature(tmp_path: Path) -> None:
     ],
 )
 def test_a_folder_that_does_not_go_together_is_refused(tmp_path: Path, change: dict[str, Any], message: str) -> None:
-    import json
-
     path = folder(tmp_path, [row("single")])
     content = json.loads((path / "rows.json").read_text())
     (path / "rows.json").write_text(json.dumps(content | change))

@@ -15,7 +15,8 @@ so V counts what a seed does to a single question twice: it is too large by var(
 percentile interval of crossed resamples (Owen 2007, "The pigeonhole bootstrap") would count that three times, and yet
 with R = 5 be too narrow where seeds matter: the variance of a resampled mean of R values is (R - 1)/R of V_R, and 2.8
 of its roots (t, 4 degrees of freedom) are needed where it takes 2. nu is Satterthwaite's (1946), rounded down. Limits:
-it takes the R values for normal; an interval of an AUROC near 1 may reach beyond it; questions count as independent.
+it takes the R values for normal; an interval of an AUROC near 1 may reach beyond it; questions count as
+independent; temperatures and settings are taken as they were chosen.
 """
 
 from __future__ import annotations
@@ -76,8 +77,9 @@ class Cell:
         low, high: 95% interval; None where there is none (an ECE has no honest one).
         best: whether it is the best of its column; None where the measure has no better and worse, or is not tested.
         to_best: its difference to the best row, None for that row; p_holm over all rows of the column. The best is
-            found by the same numbers, so read it as Hsu (1984) reads comparisons with the best: the truly best row
-            keeps its mark with 95% confidence. Where all are equal, one of ten rows or another loses it more often.
+            found by the same numbers, so a low p-value says that the row is not the best, and no more (Hsu 1984): the
+            truly best row keeps its mark in 95% of tables at least. Of ten rows that are exactly equal, one or another
+            loses it in up to a fifth of them.
         to_reference: its difference to the reference, None for that row; p_holm over all rows of the column.
         reason: why value is None.
     """

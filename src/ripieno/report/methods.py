@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import textwrap
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -134,7 +135,9 @@ def lines(found: MethodsTable) -> Iterator[str]:
     yield f"err: AUROC of errors; H: by entropy; costs: times those of {found.reference.name}"
     if outside:
         yield f"OOD: AUROC of telling {outside[0]} apart, with as many choices in both"
-    yield descriptive(found) or "*: not significantly worse than the best of its column (p >= 0.05, Holm)"
+    yield from textwrap.wrap(descriptive(found), 110) or (
+        "*: not significantly worse than the best of its column (p >= 0.05, Holm)",
+    )
 
 
 def _plain(found: MethodsTable, row: MethodRow, measure: str, variant: str | None, name: str) -> str:
@@ -207,7 +210,8 @@ def _shown(found: MethodsTable, cell: Cell, null: Cell | None) -> Shown:
     value = f"{cell.value:.{places}f}{mark(found, cell)}"
     if cell.measure == "ece" and null is not None and null.value is not None:
         return Shown(value, f"by chance {null.value:.2f}")
-    return Shown(value, "" if cell.low is None else f"{cell.low:.{places}f} to {cell.high:.{places}f}")
+    ends = "" if cell.low is None else f"{cell.low:.{places}f} to {cell.high:.{places}f}"
+    return Shown(value, ends.replace("-", "−"))
 
 
 def _differences(found: MethodsTable, variant: str | None) -> dict[str, Any]:
@@ -225,9 +229,14 @@ def _differences(found: MethodsTable, variant: str | None) -> dict[str, Any]:
 def _difference(found: MethodsTable, d: Difference | None) -> Shown:
     if d is None:
         return Shown("–", reason="one of the two rows has no such number")
-    ends = f"{d.low:+.3f} to {d.high:+.3f}".replace("-", "−")
     p = "" if found.descriptive else f"; {probability(d.p_holm)}"
-    return Shown(f"{d.value:+.3f}".replace("-", "−"), f"{ends}{p}")
+    return Shown(_signed(d.value), f"{_signed(d.low)} to {_signed(d.high)}{p}")
+
+
+def _signed(value: float) -> str:
+    """Return "+0.010" or "−0.010", and no sign where rounding leaves nothing."""
+    written = f"{value:+.3f}"
+    return written.replace("-", "−") if any(digit in written for digit in "123456789") else written[1:]
 
 
 def _settings(found: MethodsTable, number: int, row: MethodRow) -> tuple[str, Sequence[Shown]]:

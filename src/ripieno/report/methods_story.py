@@ -41,8 +41,8 @@ def descriptive(table: MethodsTable) -> str:
         return ""
     return (
         f"This page is descriptive: {counted(table.index.replicates, 'replicate')} "
-        f"{'is' if table.index.replicates == 1 else 'are'} too few to say what other trainings would give, so nothing "
-        "on it is called better or worse."
+        f"{'is' if table.index.replicates == 1 else 'are'} too few to say what other trainings would give, so it "
+        "claims no difference beyond these trainings."
     )
 
 
@@ -59,7 +59,7 @@ def _against_reference(table: MethodsTable) -> Finding | None:
     question = f"Does anything beat “{reference}”?"
     if table.descriptive:
         said = [f"“{row}”: NLL {_way(d)} by {_size('nll', d)} nats." for row, d in found.items()]
-        return Finding(question, f"Not told: descriptive alone. NLL, {after(variant)}:", tuple(said))
+        return Finding(question, f"In these trainings alone; by NLL, {after(variant)}:", tuple(said))
     better = [row for row, d in found.items() if d.p_holm < SIGNIFICANT and d.value < 0.0]
     worse = [row for row, d in found.items() if d.p_holm < SIGNIFICANT and d.value > 0.0]
     level = [row for row in found if row not in better and row not in worse]
@@ -140,7 +140,7 @@ def _best_of(table: MethodsTable, measure: str, variant: str | None, name: str, 
 
 
 def _rivals(table: MethodsTable, cells: Sequence[Cell]) -> str:
-    """Say which rows are not told from the best."""
+    """Say which rows are not told from the best; of the others no more is known than that they are not the best."""
     if table.descriptive:
         return " in these trainings"
     tested = [cell for cell in cells if cell.to_best is not None]
@@ -148,15 +148,11 @@ def _rivals(table: MethodsTable, cells: Sequence[Cell]) -> str:
     if not tested:
         return "; no other row has one"
     if not level:
-        return (
-            "; every other row is significantly behind"
-            if len(tested) > 1
-            else "; the other row is significantly behind"
-        )
+        return f"; {'every' if len(tested) > 1 else 'the'} other row is ruled out as the best"
     behind = len(tested) - len(level)
     if not behind:
-        return f"; nothing here tells {'any other row' if len(level) > 1 else 'the other row'} from it"
-    rest = f"{counted(behind, 'row')} {'is' if behind == 1 else 'are'} significantly behind"
+        return f"; nothing here tells {'any' if len(level) > 1 else 'the'} other row from it"
+    rest = f"{counted(behind, 'row')} {'is' if behind == 1 else 'are'} ruled out as the best"
     return f"; nothing here tells it from {_quoted(level)}; {rest}"
 
 
