@@ -23,7 +23,7 @@ def save(
     epoch: int,
     step: int,
 ) -> None:
-    """Write what a member needs to go on: its adapter and its optimizer's state; older optimizer states are removed."""
+    """Write what a member needs to go on: its adapter and its optimizer's state."""
     member = stack.members[position]
     moments = {}
     for n, parameter in enumerate(stack.parameters(position)):
@@ -36,7 +36,12 @@ def save(
     config_file, tensors_file = run.adapter_files(member, epoch)
     run.write(tensors_file, tensors)
     run.write(config_file, config)
-    run.resume(member, epoch - 1).unlink(missing_ok=True)
+
+
+def forget(run: RunFolder, member: int, epoch: int) -> None:
+    """Remove the optimizer states that a member had before an epoch: it goes on from that epoch at the earliest."""
+    for older in range(1, epoch):
+        run.resume(member, older).unlink(missing_ok=True)
 
 
 def saved(run: RunFolder, member: int, epoch: int) -> bool:
