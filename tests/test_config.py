@@ -12,14 +12,15 @@ import pytest
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from ripieno.config import Adapter, Config, FewShot, Variational, differences, load, parse
+from ripieno.config import Adapter, Config, FewShot, Repulsion, Variational, differences, in_turn, load, parse
 from ripieno.errors import UserError
 
 MINIMAL: dict[str, Any] = {"name": "tiny", "data": {"train": ["commonsense_qa/train"]}}
 FULL: dict[str, Any] = {
     "name": "Full-1.0",
     "base": {"model": "a/b", "revision": "main", "dtype": "bfloat16", "trust_remote_code": True},
-    "adapter": {"targets": ["q_proj", "o_proj"], "rank": 4, "alpha": 1.5, "dropout": 0.25, "rslora": True},
+    "adapter": {"targets": ["q_proj", "o_proj"], "rank": 4, "alpha": 1.5, "dropout": 0.25, "rslora": True,
+                "member_ranks": [4, 2], "member_targets": [["q_proj"], ["o_proj"]]},
     "prompt": {
         "template": "letters",
         "few_shot": {"dataset": "mmlu:all/dev", "count": 3, "same_subject": False},
@@ -40,7 +41,9 @@ FULL: dict[str, Any] = {
         "members": 2, "seed": 3, "epochs": 4, "loss": "answer_token", "learning_rate": 5e-6, "schedule": "cosine",
         "warmup": 0.1, "batch_size": 2, "weight_decay": 0.01, "lora_l2": 1.0, "clip": None, "bagging": True,
         "variational": {"prior_std": 0.1, "initial_std": 0.01, "divergence_rate": 0.001},
-        "shuffle_choices": True, "patience": 2, "max_tokens": 128, "too_long": "drop",
+        "shuffle_choices": True, "templates": ["paper", "letters"], "init_scale": 3.0,
+        "repulsion": {"questions": ["arc:easy/train"], "weight": 0.5, "batch_size": 3},
+        "patience": 2, "max_tokens": 128, "too_long": "drop",
     },
     "evaluation": {"max_tokens": 512, "too_long": "shorten_context", "fixed_letters": True, "store_top": "all"},
     "compute": {"device": "cpu", "members_per_pass": 1, "batch_tokens": 64, "threads": 1},
@@ -84,10 +87,13 @@ def test_what_is_written_is_read_back(content: dict[str, Any], tmp_path: Path) -
 def test_full_sets_every_key_to_another_value_than_its_default() -> None:
     """So that the test above sees every key there is."""
     defaults, full = dict(leaves(parse(MINIMAL))), dict(leaves(parse(FULL)))
-    inside = {"prompt.few_shot": FewShot, "training.variational": Variational}
-    assert set(full) == (set(defaults) - set(inside)) | {
-        f"{section}.{key}" for section, kind in inside.items() for key in kind.model_fields
+    optional = {  # sections that are absent by default
+        "prompt.few_shot": FewShot,
+        "training.repulsion": Repulsion,
+        "training.variational": Variational,
     }
+    inside = {f"{section}.{key}" for section, kind in optional.items() for key in kind.model_fields}
+    assert set(full) == {key for key in defaults if key not in optional} | inside
     same = [key for key in full if key in defaults and defaults[key] == full[key]]
     # Letters have one normalisation alone, and no score without their question.
     assert same == ["prompt.normalisation", "evaluation.unconditional"]
@@ -120,6 +126,11 @@ def test_numbers_as_yaml_writes_them(tmp_path: Path) -> None:
     assert load(path).training.learning_rate == 5e-6
 
 
+def test_lists_of_members_entries_are_taken_in_turn() -> None:
+    assert [in_turn((8, 4, 2), member, 16) for member in range(5)] == [8, 4, 2, 8, 4]
+    assert in_turn((), 3, 16) == 16
+
+
 def test_adapter_scale() -> None:
     assert Adapter(rank=16, alpha=8).scale == 0.5
     assert Adapter(rank=16, alpha=8, rslora=True).scale == 2
@@ -138,6 +149,7 @@ def test_adapter_scale() -> None:
         ("prompt.few_shot.counts", "count"),
         ("data.out_of_domains", "out_of_domain"),
         ("training.learning_rates", "learning_rate"),
+        ("training.repulsion.question", "questions"),
         ("evaluation.fixed_leters", "fixed_letters"),
         ("compute.batch_token", "batch_tokens"),
     ],
@@ -161,6 +173,9 @@ def test_an_unknown_key_like_no_other_lists_those_there_are() -> None:
         ("training.learning_rate", 0), ("training.learning_rate", float("inf")), ("adapter.alpha", float("nan")),
         ("training.warmup", 1), ("training.clip", 0), ("training.loss", "mse"), ("training.too_long", "cut"),
         ("evaluation.store_top", 0), ("evaluation.store_top", "some"), ("compute.batch_tokens", 0),
+        ("training.templates", "text"), ("training.init_scale", 0),
+        ("training.repulsion.weight", 0), ("training.repulsion.batch_size", 0), ("training.repulsion.questions", []),
+        ("adapter.member_ranks", 4), ("adapter.member_targets", "q_proj"),
         ("compute.members_per_pass", "all"), ("training", 3), ("training", None),
     ],
 )  # fmt: skip
@@ -181,6 +196,14 @@ def test_a_missing_key_is_named(key: str, content: dict[str, Any]) -> None:
     ("content", "begins"),
     [
         (changed(MINIMAL, "training.loss", "answer_token"), "training.loss: answer_token needs a letters template"),
+        (
+            changed(MINIMAL, "training.templates", ["text", "letters"]),
+            "training.templates: letters is not of the kind of prompt.template text-listed, by which members are asked "
+            "later; choose among text, text-listed",
+        ),
+        (changed(FULL, "training.templates", ["text"]), "training.templates: text is not of the kind of prompt.templ"),
+        (changed(MINIMAL, "adapter.member_ranks", [8, 9]), "adapter.member_ranks: 9 is over adapter.rank 8"),
+        (changed(FULL, "training.members", 1), "training.repulsion drives members apart; set training.members to 2"),
         (changed(MINIMAL, "training.patience", 1), "training.patience needs data.validation"),
         (changed(FULL, "prompt.normalisation", "byte"), "prompt.normalisation: a letter is one token"),
         (changed(MINIMAL, "evaluation.fixed_letters", True), "evaluation.fixed_letters and store_top need a letters"),

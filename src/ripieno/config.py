@@ -10,7 +10,7 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 from types import NoneType
-from typing import Annotated, Any, Literal, Self, get_args
+from typing import Annotated, Any, Literal, Self, TypeVar, get_args
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -18,9 +18,13 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from ripieno.errors import UserError
 
 TooLong = Literal["error", "shorten_context", "drop"]
+TemplateName = Literal["paper", "letters", "text", "text-listed"]
+LETTERS = ("paper", "letters")  # templates whose answer is a letter; of the others it is the choice's text
 _FILE = re.compile(r"\.(jsonl|csv|parquet|gguf)(\[[^]]*\])?$")  # with a range or not
 _BRANCHES = ("int", "float", "constrained-int")
 PositiveInt = Annotated[int, Field(gt=0)]
+Names = Annotated[tuple[str, ...], Field(min_length=1)]
+Entry = TypeVar("Entry")
 
 
 class Section(BaseModel):
@@ -53,6 +57,12 @@ class Adapter(Section):
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
     rslora: bool = False
     """Rank-stabilised scaling (arXiv:2312.03732)."""
+    member_ranks: tuple[PositiveInt, ...] = ()
+    """A member's own rank, `rank` at most, in turn by its number (member m takes entry m mod their count); empty:
+    `rank` for all. The scale is that of `rank` for all."""
+    member_targets: tuple[Names, ...] = ()
+    """The modules that a member adapts, among those of `targets` (names, whole or their last parts), in turn by its
+    number; empty: all of them."""
 
     @property
     def scale(self) -> float:
@@ -73,7 +83,7 @@ class FewShot(Section):
 class Prompt(Section):
     """How a question is put to the model, and how a choice is scored."""
 
-    template: Literal["paper", "letters", "text", "text-listed"] = "text-listed"
+    template: TemplateName = "text-listed"
     few_shot: FewShot | None = None
     normalisation: Literal["sum", "token", "byte"] = "sum"
     """Text templates: a choice's summed log-likelihood, or its mean over tokens or bytes."""
@@ -119,6 +129,19 @@ class Variational(Section):
         return self
 
 
+class Repulsion(Section):
+    """Members driven apart: each one's loss less weight * MI, the members' mutual information on questions whose
+    answers are not used (training/diversity.py)."""
+
+    questions: Names
+    """Data sets; the training questions may be among them, what any later role asks is left out."""
+    weight: Annotated[float, Field(gt=0)]
+    """Of MI = H(mean_m p_m) - mean_m H(p_m) over the K choices, in nats, a mean over a step's questions. A member's own
+    share of it is one in M, so that more members take a larger weight."""
+    batch_size: PositiveInt = 8
+    """Questions a step, the same ones for all members."""
+
+
 class Training(Section):
     """How the members are trained."""
 
@@ -145,12 +168,24 @@ class Training(Section):
     """Each member trains on its own bootstrap sample of the questions."""
     shuffle_choices: bool = False
     """Each member sees the choices in a new order every epoch (training alone)."""
+    templates: tuple[TemplateName, ...] = ()
+    """The template that a member trains with, few-shot examples too, in turn by its number; empty: `prompt.template`
+    for all. Of the kind of `prompt.template` (letters or text), which is what validation and evaluation ask with."""
+    init_scale: Annotated[float, Field(gt=0)] = 1.0
+    """Times the bound 1 / sqrt(in) of the draws of A: members start further apart."""
+    repulsion: Repulsion | None = None
+    """What drives members apart; their training then depends on one another, through this alone."""
     patience: PositiveInt | None = None
     """Stop a member after so many epochs without a lower validation NLL."""
     max_tokens: PositiveInt | None = None
     """Longest prompt with its answer; the base's own limit where null."""
     too_long: TooLong = "error"
     """`shorten_context` cuts the context from its front; choices and answers are never cut."""
+
+    @property
+    def driven_on(self) -> tuple[str, ...]:
+        """The data sets on which members are driven apart."""
+        return self.repulsion.questions if self.repulsion else ()
 
 
 class Evaluation(Section):
@@ -191,9 +226,22 @@ class Config(Section):
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
-        letters = self.prompt.template in ("paper", "letters")
+        letters = self.prompt.template in LETTERS
         if self.training.loss == "answer_token" and not letters:
             raise ValueError("training.loss: answer_token needs a letters template (paper, letters); use choices")
+        odd = [name for name in self.training.templates if (name in LETTERS) != letters]
+        if odd:
+            raise ValueError(
+                f"training.templates: {odd[0]} is not of the kind of prompt.template {self.prompt.template}, by which "
+                "members are asked later; choose among " + ("paper, letters" if letters else "text, text-listed")
+            )
+        if any(rank > self.adapter.rank for rank in self.adapter.member_ranks):
+            raise ValueError(
+                f"adapter.member_ranks: {max(self.adapter.member_ranks)} is over adapter.rank {self.adapter.rank}, "
+                "which is the largest of them; raise that"
+            )
+        if self.training.repulsion and self.training.members < 2:
+            raise ValueError("training.repulsion drives members apart; set training.members to 2 at least")
         if self.training.patience is not None and not self.data.validation:
             raise ValueError("training.patience needs data.validation; name a set, or leave patience out")
         if letters and self.prompt.normalisation != "sum":
@@ -213,6 +261,11 @@ class Config(Section):
     def to_yaml(self) -> str:
         """Return the config as YAML that `load` reads back to an equal one."""
         return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+
+
+def in_turn(entries: Sequence[Entry], member: int, otherwise: Entry) -> Entry:
+    """Return a member's entry of a list that members take in turn by their number; `otherwise` where it is empty."""
+    return entries[member % len(entries)] if entries else otherwise
 
 
 def load(path: Path | str, settings: Sequence[str] = ()) -> Config:

@@ -286,13 +286,13 @@ def evaluated_sets(config: Config) -> list[DatasetName]:
 
 
 def questions_of(run: RunFolder, config: Config, name: DatasetName, data_dir: Path | None) -> list[Question]:
-    """Return a set's questions: the run's own copy, or newly read, without those that the members trained on."""
+    """Return a set's questions: the run's own copy, or newly read, without those that training has read."""
     file = run.questions(name.folder, name.file)
     if run.whole(file):
         return read_questions(file)
     loaded = load_dataset(name, data_dir=data_dir, seed=config.data.seed, labels=config.data.labels)
     trained: set[str] = set()
-    for train_name in map(DatasetName.parse, config.data.train):
+    for train_name in map(DatasetName.parse, (*config.data.train, *config.training.driven_on)):
         trained_on = run.questions(train_name.folder, train_name.file)
         if run.whole(trained_on):
             trained |= {content_key(question) for question in read_questions(trained_on)}

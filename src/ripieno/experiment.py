@@ -25,12 +25,14 @@ from ripieno.model import backbone as backbones
 from ripieno.model.adapters import default_targets
 from ripieno.model.backbone import Backbone
 from ripieno.model.prediction import Asked
+from ripieno.model.trees import TokenTree
 from ripieno.parquet import read_parquet
 from ripieno.predictions import concatenate
-from ripieno.progress import TRAINING_COST, Progress
+from ripieno.progress import Progress
 from ripieno.prompt_features import TRAINING_FEATURES
 from ripieno.report.run import report
 from ripieno.runs import BASE, METHOD, RunFolder, adapter_epochs
+from ripieno.training import diversity
 from ripieno.training.loop import Examples, Trainer
 
 # ---- train ----------------------------------------------------------------------------------------------------------
@@ -51,7 +53,7 @@ def train(
         path: the run folder; runs/NAME by default.
         members: which of the ensemble's to train now; all by default.
         data_dir: a folder with originally released data files.
-        progress: advanced by `TRAINING_COST` a member and training question.
+        progress: advanced by `training.diversity.units` a member and step.
 
     Raises:
         UserError: the config does not fit the data or the base, the folder holds another run, or no member is left.
@@ -62,6 +64,8 @@ def train(
     chosen = list(range(config.training.members)) if members is None else sorted(set(members))
     if not chosen or chosen[0] < 0 or chosen[-1] >= config.training.members:
         raise UserError(f"--members: the ensemble has members 0 to {config.training.members - 1}")
+    if config.training.repulsion and len(chosen) < config.training.members:
+        raise UserError("--members: with training.repulsion members depend on one another; train all of them together")
     progress = progress or Progress(quiet=True)
     progress.describe("loading the data and the base")
     with run.lock():
@@ -74,6 +78,9 @@ def train(
         if ensemble.engine.notice:
             progress.say(f"{config.base.model}: runs padded, which is slower: {ensemble.engine.notice}")
         rows, validation, too_long = _training_rows(ensemble, config, roles)
+        unlabelled: list[TokenTree] = []
+        if config.training.repulsion:
+            unlabelled, too_long["repulsion"] = _unlabelled(ensemble, config, roles)
         examples = Examples(rows, ensemble.encoder, config)
         config = resolve(config.model_copy(update={"compute": given}), backbone, examples.step_tokens())
         assert isinstance(config.compute.members_per_pass, int)
@@ -86,7 +93,8 @@ def train(
             return list(zip(losses.tolist(), measures.correct(p.probs, p.targets).mean(axis=1).tolist(), strict=True))
 
         checked = validate if validation.questions else None
-        Trainer(ensemble.engine, ensemble.stack, examples, checked, config, run, progress).train()
+        driver = diversity.Driver(ensemble.engine, unlabelled, config) if unlabelled else None
+        Trainer(ensemble.engine, ensemble.stack, examples, checked, config, run, progress, driver).train()
         if not adapter_epochs(run, chosen, config.training.epochs):
             raise UserError(
                 f"{run.path}: the training of every member failed, so there is no ensemble; "
@@ -109,6 +117,7 @@ def assign_roles(config: Config, data_dir: Path | None = None) -> Roles:
     data = config.data
     names = {
         "train": data.train,
+        "repulsion": config.training.driven_on,
         "validation": data.validation,
         "calibration": data.calibration,
         "certification": data.certification,
@@ -156,13 +165,16 @@ def _training_rows(
     unknown = [row.id for row in rows if isinstance(row, Question) and row.answer is None]
     if unknown:
         raise UserError(f"data.train: {len(unknown)} questions have no answer, the first is {unknown[0]!r}")
-    encoder, questions = ensemble.encoder, [row for row in rows if isinstance(row, Question)]
-    dropped: Sequence[Question | Text]
-    if training.loss == "next_token":
-        dropped = encoder.sequences(rows, training.max_tokens, training.too_long)[1]
-    else:
-        dropped = encoder.trees(questions, training.max_tokens, training.too_long)[1]
-    left_out = {row.id for row in dropped}
+    questions = [row for row in rows if isinstance(row, Question)]
+    left_out: set[str] = set()
+    # What is too long in one member's template is left out for all: a member's rows do not depend on who else trains.
+    for encoder in diversity.encoders(ensemble.encoder, config):
+        dropped: Sequence[Question | Text]
+        if training.loss == "next_token":
+            dropped = encoder.sequences(rows, training.max_tokens, training.too_long)[1]
+        else:
+            dropped = encoder.trees(questions, training.max_tokens, training.too_long)[1]
+        left_out |= {row.id for row in dropped}
     kept = [row for row in rows if row.id not in left_out]
     if not kept:
         raise UserError(f"data.train: all {len(rows)} questions are over training.max_tokens {training.max_tokens}")
@@ -174,10 +186,21 @@ def _training_rows(
         )
     answered = {question.id for question in validation.questions}
     too_long = {
-        "train": [row.id for row in dropped],
+        "train": [row.id for row in rows if row.id in left_out],
         "validation": [question.id for question in known if question.id not in answered],
     }
     return kept, validation, too_long
+
+
+def _unlabelled(ensemble: Ensemble, config: Config, roles: Roles) -> tuple[list[TokenTree], list[str]]:
+    """Return the encoded questions that members are driven apart on, and the ids of those too long."""
+    training, questions = config.training, roles.questions("repulsion")
+    trees, dropped = ensemble.encoder.trees(questions, training.max_tokens, training.too_long)
+    if not trees:
+        raise UserError(
+            f"training.repulsion.questions: all {len(questions)} are over training.max_tokens {training.max_tokens}"
+        )
+    return trees, [question.id for question in dropped]
 
 
 def _digest(roles: Roles) -> str:
@@ -247,7 +270,7 @@ def work(
     epochs, M = config.training.epochs, len(members) if members else config.training.members
     units = 0
     if training:
-        units += (TRAINING_COST * len(roles.train) + len(roles.questions("validation"))) * M * epochs
+        units += (diversity.units(config, len(roles.train)) + len(roles.questions("validation"))) * M * epochs
     sets = {loaded.name: loaded.questions for role in ("test", "ood") for loaded in roles.sets.get(role, {}).values()}
     asked = [question for questions in sets.values() for question in questions]
     if evaluating and choices is not None:

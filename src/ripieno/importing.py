@@ -45,7 +45,8 @@ def import_adapters(
             raise UserError(
                 f"{folder}: is an adapter of {name!r}, and the config's base.model is {config.base.model!r}"
             )
-    training = config.training.model_copy(update={"members": len(folders), "epochs": 1})
+    # Nothing drove these members apart, and a single one could not be.
+    training = config.training.model_copy(update={"members": len(folders), "epochs": 1, "repulsion": None})
     config = config.model_copy(update={"adapter": read_peft_config(folders[0]), "training": training})
     if (run.path / "config.yaml").exists():
         raise UserError(f"{run.path}: holds a run already; choose another folder with --run")

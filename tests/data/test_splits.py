@@ -216,11 +216,17 @@ def test_without_a_range_rows_keep_their_order(tmp_path: Path) -> None:
 
 
 def test_roles_of_one_set_are_disjoint() -> None:
-    cuts = {"train": "0%:60%", "validation": "60%:70%", "calibration": "70%:75%", "certification": "75%:80%"}
+    cuts = {
+        "train": "0%:60%",
+        "repulsion": "50%:60%",
+        "validation": "60%:70%",
+        "calibration": "70%:75%",
+        "certification": "75%:80%",
+    }
     names = {role: [f"commonsense_qa/validation[{cut}]"] for role, cut in cuts.items()}
     roles = assign(names | {"test": ["commonsense_qa/validation[80%:]"], "ood": ["arc:easy/validation"]}, seed=1)
     sizes = [len(roles.questions(role)) for role in splits.ROLES]
-    assert sizes == [733, 122, 61, 61, 244, 570]
+    assert sizes == [733, 123, 122, 61, 61, 244, 570]
     assert roles.drops == []
     assert not roles.shared_calibration
     assert list(roles.sets) == list(splits.ROLES)
@@ -240,6 +246,17 @@ def test_the_later_role_keeps_the_question() -> None:
     assert [drop.role for drop in roles.drops] == ["validation"] * 57 + ["train"] * 285
     assert roles.drops[0] == Drop("validation", "arc:easy/validation[:50%]", roles.drops[0].id, "ood")
     assert [drop.also_in for drop in roles.drops[57:]].count("ood") == 57
+
+
+def test_members_are_driven_apart_on_training_questions_and_on_none_of_a_later_role(tmp_path: Path) -> None:
+    for role in splits.ROLES[2:]:
+        roles = assign({"repulsion": ["arc:easy/validation"], role: ["arc:easy/validation[:10%]"]})
+        assert len(roles.questions("repulsion")) == 570 - 57
+        assert {(drop.role, drop.also_in) for drop in roles.drops} == {("repulsion", role)}
+    mine, test = write(tmp_path, list("abc"), "a.jsonl"), write(tmp_path, ["c"], "b.jsonl")
+    assert not assign({"train": [mine], "repulsion": [mine]}).drops
+    with pytest.raises(UserError, match=r"a\.jsonl: question q2 is also question q0 of .*, in the role test"):
+        assign({"repulsion": [mine], "test": [test]})
 
 
 def test_test_and_out_of_domain_sets_may_overlap() -> None:

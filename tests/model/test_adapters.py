@@ -222,6 +222,32 @@ def test_initialisation_is_pefts_distribution_and_a_function_of_seed_and_layer_a
     assert not torch.isin(first.A[0], second.A[0]).any()  # another layer
 
 
+def test_members_start_with_what_is_their_own() -> None:
+    """A member's draws are those of a stack that holds nothing else, times its spread; the entries go by its number."""
+    own = Adapter(rank=8, targets=("q_proj", "v_proj"), member_ranks=(8, 3), member_targets=(("v_proj",), ("q_proj",)))
+    stack = AdapterStack(tiny_model("llama"), own, (3, 6))
+    for position, (rank, target) in enumerate(((3, "q_proj"), (8, "v_proj"))):
+        stack.initialise(position, 5, spread=2.0)
+        alone = AdapterStack(tiny_model("llama"), Adapter(rank=rank, targets=(target,)), (0,))
+        alone.initialise(0, 5)
+        for name, layer in stack.layers.items():
+            A = layer.A[position]
+            if name in alone.layers:
+                assert torch.equal(A[:rank], 2 * alone.layers[name].A[0])  # a power of two: exact
+                assert A[:rank].any(dim=1).all()
+                assert not A[rank:].any()
+            else:
+                assert not A.any()
+
+
+def test_a_members_own_target_that_is_not_adapted_is_named() -> None:
+    own = Adapter(targets=("q_proj", "v_proj"), member_targets=(("q_proj",), ("v_proj", "o_proj")))
+    with pytest.raises(
+        UserError, match=r"^adapter.member_targets: 'o_proj' is not among adapter.targets.* q_proj, v_p"
+    ):
+        AdapterStack(tiny_model("llama"), own, (0,))
+
+
 def test_base_parameters_take_no_gradient_and_a_members_own_do() -> None:
     w = world("phi")
     w.engine.score((1,), [list(trees()[:2])]).choices[..., 0].sum().backward()

@@ -12,7 +12,22 @@ from typing import Any
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
-from tiny import QUESTIONS, config, distance, losses, questions, train, trainer, updates
+from tiny import (
+    BOUND,
+    FEW,
+    ONE_AT_A_TIME,
+    QUESTIONS,
+    Killed,
+    config,
+    distance,
+    finished,
+    kill_at_write,
+    losses,
+    questions,
+    train,
+    trainer,
+    updates,
+)
 from torch import Tensor
 
 from families import byte_level_tokenizer, tiny_model
@@ -23,10 +38,6 @@ from ripieno.model.trees import Encoder, TokenSequence, TokenTree
 from ripieno.runs import RunFolder, adapter_epochs, stopped_members
 from ripieno.training.loop import Examples, Row, Trainer, learning_rate, member_seed
 
-# DESIGN.md: "training M together gives what training each alone gives, whatever the grouping (relative norm of B A
-# within 1e-5 after 20 steps)". Groupings differ in the order of float32 sums alone: 6e-8 a step and product, which
-# AdamW's division by the gradient's own size passes on; about 1e-6 is seen.
-BOUND = 1e-5
 STEPS = 20  # 5 epochs of 4 batches
 
 
@@ -48,8 +59,14 @@ STEPS = 20  # 5 epochs of 4 batches
         {"epochs": 2, "loss": "answer_token", "template": "letters", "dropout": 0.1, "shuffle_choices": True},
         {"epochs": 2, "loss": "next_token", "dropout": 0.1, "bagging": True},
         {"epochs": 2, "loss": "choices", "variational": {"initial_std": 0.05, "divergence_rate": 0.001}},
+        {
+            "epochs": 2,
+            "templates": ("text", "text-listed"),
+            "init_scale": 3.0,
+            "own": {"member_ranks": (2, 1), "member_targets": (("q_proj", "v_proj"), ("v_proj",), ("q_proj",))},
+        },
     ],
-    ids=["choices-dropout-bagging", "choices-penalties", "answer_token", "next_token", "variational"],
+    ids=["choices-dropout-bagging", "choices-penalties", "answer_token", "next_token", "variational", "of-their-own"],
 )
 def test_members_together_are_what_each_is_alone(given: dict[str, Any], tmp_path: Path) -> None:
     """Whatever shares a pass, and however a batch is cut: the same adapters. Members differ a hundred thousandfold."""
@@ -185,7 +202,8 @@ def test_every_knob_of_the_plain_loop_moves_the_weights(tmp_path: Path) -> None:
     knobs: list[dict[str, Any]] = [
         {"weight_decay": 0.3}, {"clip": None}, {"lora_l2": 0.5}, {"schedule": "cosine"}, {"warmup": 0.25},
         {"normalisation": "byte"}, {"bagging": True}, {"shuffle_choices": True}, {"dropout": 0.1}, {"seed": 1},
-        {"batch_size": 3},
+        {"batch_size": 3}, {"init_scale": 2.0}, {"templates": ("text",)}, {"own": {"member_ranks": (1,)}},
+        {"own": {"member_targets": (("q_proj",),)}},
     ]  # fmt: skip
     for knob in knobs:
         moved = updates(train(tmp_path / str(knob), config(**given, **knob), (0,)).stack, 0)
@@ -265,40 +283,10 @@ def test_running_text_trains_beside_questions_under_next_token(tmp_path: Path) -
 # ---- kills ------------------------------------------------------------------------------------------------------
 
 
-class Killed(BaseException):
-    """The process ends here, as by a signal that nobody catches."""
-
-
-def finished(folder: Path) -> dict[str, bytes]:
-    """The adapters of a run, and the lines of its metrics in an order of their own."""
-    files = {str(p.relative_to(folder)): p.read_bytes() for p in sorted((folder / "members").rglob("epoch-*/*"))}
-    files["metrics"] = b"\n".join(sorted((folder / "metrics.jsonl").read_bytes().splitlines()))
-    return files
-
-
-FEW = questions(6)  # two batches an epoch
-ONE_AT_A_TIME = Compute(members_per_pass=1, batch_tokens=100_000)  # so the same sums in the same order, to the last bit
-
-
 def descending(members: list[int]) -> Callable[[Any], list[tuple[float, float]]]:
     """Validation that always gets better, so that a run writes its lines too and stops nobody."""
     calls = iter(range(1000))
     return lambda positions: [(1 / (2 + next(calls) // 10**6), 0.5) for _ in positions]
-
-
-def kill_at_write(monkeypatch: pytest.MonkeyPatch, count: int) -> None:
-    """Let the process end after the count-th file that a run writes; after 0, when it would write the first."""
-    write, written = RunFolder.write, iter(range(1000))
-
-    def dying(run: RunFolder, path: Path, content: bytes | str) -> None:
-        number = next(written)
-        if number == count:
-            raise Killed
-        write(run, path, content)
-        if number + 1 == count:
-            raise Killed
-
-    monkeypatch.setattr(RunFolder, "write", dying)
 
 
 def resumed(folder: Path, settings: Config, kill: Callable[[pytest.MonkeyPatch], None]) -> None:

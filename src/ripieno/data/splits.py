@@ -30,7 +30,7 @@ from ripieno.data.question import (
 )
 from ripieno.errors import UserError
 
-ROLES = ("train", "validation", "calibration", "certification", "test", "ood")
+ROLES = ("train", "repulsion", "validation", "calibration", "certification", "test", "ood")
 
 Row = TypeVar("Row", Question, Text)
 
@@ -340,6 +340,7 @@ def assign(
 
     A question that occurs in two roles (the same `content_key`) stays in the later one, so that no test question was
     ever trained on; out-of-domain sets count as test. Calibration may name validation's sets: then the two share them.
+    Members may be driven apart (`repulsion`) on what they train on, and on nothing that a later role asks.
 
     Args:
         names: role (see `ROLES`) -> names of data sets.
@@ -353,7 +354,8 @@ def assign(
     given = {role: list(dict.fromkeys(names[role])) for role in ROLES if names.get(role)}
     every = {name: load(name, data_dir=data_dir, seed=seed, labels=labels) for sets in given.values() for name in sets}
     shared = "calibration" in given and set(given["calibration"]) <= set(given.get("validation", []))
-    stages = [("test", "ood"), ("certification",), ("calibration",), ("validation",), ("train",)]  # the last role first
+    # The last role first.
+    stages = [("test", "ood"), ("certification",), ("calibration",), ("validation",), ("train", "repulsion")]
     if shared:
         stages[2:4] = [("calibration", "validation")]
 

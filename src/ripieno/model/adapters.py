@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-from ripieno.config import Adapter
+from ripieno.config import Adapter, in_turn
 from ripieno.errors import EnvironmentFault, UserError
 from ripieno.model.hub import snapshot
 
@@ -163,8 +163,11 @@ class AdapterStack:
 
     Args:
         model: the frozen base; changed in place.
-        config: rank, alpha, targets, dropout.
+        config: rank, alpha, targets, dropout, and what of them is a member's own.
         members: the ensemble's numbers of the members held; arrays and passes count them from 0.
+
+    Raises:
+        UserError: a target fits no layer, or a member's own fits none that is adapted.
     """
 
     def __init__(self, model: nn.Module, config: Adapter, members: Sequence[int]):
@@ -179,6 +182,10 @@ class AdapterStack:
             )
             setattr(model.get_submodule(parent), last, layer)
             self.layers[name] = layer
+        for target in (target for of_member in config.member_targets for target in of_member):
+            if not any(_fits(name, (target,)) for name in self.layers):
+                known = ", ".join(sorted({name.rpartition(".")[2] for name in self.layers}))
+                raise UserError(f"adapter.member_targets: {target!r} is not among adapter.targets, which are {known}")
         # PEFT matches by last part; whole names only where those would take in more layers than are adapted here.
         last_parts = sorted({name.rpartition(".")[2] for name in self.layers})
         fitting = [name for name, m in model.named_modules() if _fits(name, tuple(last_parts))]
@@ -251,18 +258,31 @@ class AdapterStack:
                 for target, weight in zip((layer.A[position], layer.B[position]), weights[name], strict=True):
                     target.copy_(weight)
 
-    def initialise(self, position: int, seed: int) -> None:
+    def initialise(self, position: int, seed: int, spread: float = 1.0) -> None:
         """Draw a member's A as PEFT does (Kaiming uniform with a = sqrt(5): +-1/sqrt(in)) and set its B to zero.
 
         Every layer draws from a stream of its own, so a layer's start does not depend on which others are targeted.
+
+        Args:
+            position: the member's.
+            seed: of its draws.
+            spread: times the bound of the draws.
         """
-        for layer in self.layers.values():
+        member = self.members[position]
+        rank = in_turn(self.config.member_ranks, member, self.config.rank)
+        own = in_turn(self.config.member_targets, member, tuple(self.layers))
+        for name, layer in self.layers.items():
             A, B = layer.A[position], layer.B[position]
-            generator = torch.Generator().manual_seed((seed ^ layer.key) & (2**63 - 1))
-            bound = 1 / math.sqrt(A.shape[1])
             with torch.no_grad():
-                A.copy_(torch.empty(A.shape).uniform_(-bound, bound, generator=generator))
+                # The rows of A beyond a member's rank, and all of them in a layer that is not its own, start at zero
+                # and stay there: with s = scale, dB = s g (A x)^T and dA = s B^T g x^T are zero where A's row and B's
+                # column are, and so are the gradient of ||B A||^2, AdamW's moments and its decay of a weight of zero.
+                A.zero_()
                 B.zero_()
+                if _fits(name, own):
+                    generator = torch.Generator().manual_seed((seed ^ layer.key) & (2**63 - 1))
+                    bound = spread / math.sqrt(A.shape[1])
+                    A[:rank] = torch.empty(rank, A.shape[1]).uniform_(-bound, bound, generator=generator)
 
     def squared_norm(self, position: int) -> Tensor:
         """Return sum over layers of ||B A||_F^2 (unscaled) of one member, the paper's regulariser.

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from ripieno.config import Prompt, TooLong
+from ripieno.config import Prompt, TemplateName, TooLong
 from ripieno.data.prompts import TEMPLATES, Filled, few_shot_examples
 from ripieno.data.question import Question, Text
 from ripieno.errors import UserError
@@ -140,6 +140,11 @@ class Encoder:
             else:
                 fitting.append(tree)
         return fitting, dropped
+
+    def with_template(self, name: TemplateName) -> Encoder:
+        """Return an encoder that differs in its template alone, which the few-shot examples are put into as well."""
+        prompt = self.prompt.model_copy(update={"template": name})
+        return Encoder(self.tokenizer, prompt, self.pool, self.limit)
 
     def bare(self, questions: Sequence[Question]) -> list[TokenTree]:
         """Encode the choices of questions after a text template's answer cue alone, by the same rule as `trees`."""

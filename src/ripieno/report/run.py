@@ -301,7 +301,10 @@ def notes(run: RunFolder) -> list[str]:
             "Training and in-domain test questions are drawn from one released split, so the test set is as like the "
             "training set as can be; questions from elsewhere will be answered less well."
         )
-    if not config.training.bagging:
+    adapter, training = config.adapter, config.training
+    if not (
+        training.bagging or training.templates or training.repulsion or adapter.member_ranks or adapter.member_targets
+    ):
         said.append(
             "Members differ by their seed alone (initialisation and order), so they may disagree less than they should."
         )

@@ -43,7 +43,7 @@ class State:
 
 
 def save(run: RunFolder, backbone: Backbone, state: State, epoch: int, step: int) -> None:
-    """Write what a member needs to go on: its adapter and its optimizer's state; older optimizer states are removed."""
+    """Write what a member needs to go on: its adapter and its optimizer's state."""
     member, position, posterior = state.member, state.position, state.posterior
     moments = {}
     for n, parameter in enumerate(state.parameters):
@@ -60,7 +60,12 @@ def save(run: RunFolder, backbone: Backbone, state: State, epoch: int, step: int
         run.write(run.adapter(member, epoch) / STD_FILE, posterior.std(position))
     run.write(tensors_file, tensors)
     run.write(config_file, config)
-    run.resume(member, epoch - 1).unlink(missing_ok=True)
+
+
+def forget(run: RunFolder, member: int, epoch: int) -> None:
+    """Remove the optimizer states that a member had before an epoch: it goes on from that epoch at the earliest."""
+    for older in range(1, epoch):
+        run.resume(member, older).unlink(missing_ok=True)
 
 
 def saved(run: RunFolder, member: int, epoch: int) -> bool:

@@ -10,16 +10,16 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
-from ripieno.config import Config
+from ripieno.config import Config, in_turn
 from ripieno.data.question import Question, Text
 from ripieno.model.adapters import AdapterStack
 from ripieno.model.scoring import Engine
 from ripieno.model.speed import Timer
 from ripieno.model.trees import Encoder, TokenSequence, TokenTree
-from ripieno.progress import TRAINING_COST, Progress
+from ripieno.progress import Progress
 from ripieno.runs import RunFolder, stopped_members
 from ripieno.seeds import derive, generator
-from ripieno.training import checkpoints, losses
+from ripieno.training import checkpoints, diversity, losses
 from ripieno.training.variational import Posterior
 
 Row = TokenTree | TokenSequence
@@ -53,18 +53,22 @@ class Examples:
 
     Args:
         rows: questions (texts too, under `next_token`) that fit the training length.
-        encoder: to token trees.
-        config: loss, bagging, shuffled choices, seeds.
+        encoder: to token trees, with the template that evaluation uses.
+        config: loss, bagging, shuffled choices, templates, seeds.
     """
 
     rows: Sequence[Question | Text]
     encoder: Encoder
     config: Config
-    _encoded: list[Row] | None = field(default=None, init=False)
+    _encoded: dict[str, list[Row]] = field(default_factory=dict, init=False)
+
+    def __post_init__(self) -> None:
+        self._encoders = diversity.encoders(self.encoder, self.config)
 
     def step_tokens(self) -> int:
         """Return how many tokens one member's step reads: the median row's, for each row of a batch."""
-        return int(statistics.median(row.read for row in self._all())) * self.config.training.batch_size
+        rows = [row for encoder in self._encoders for row in self._all(encoder)]
+        return int(statistics.median(row.read for row in rows)) * self.config.training.batch_size
 
     def epoch(self, member: int, epoch: int) -> list[Row]:
         """Return a member's rows of one epoch, in the order it trains on them."""
@@ -73,23 +77,25 @@ class Examples:
         count = len(self.rows)
         chosen = generator(seed, "bag").integers(count, size=count) if training.bagging else range(count)
         order = [chosen[int(i)] for i in generator(seed, "order", epoch).permutation(count)]
+        encoder = in_turn(self._encoders, member, self.encoder)
         if not training.shuffle_choices:
-            encoded = self._all()
+            encoded = self._all(encoder)
             return [encoded[i] for i in order]
-        return self._encode([_shuffled(self.rows[i], seed, epoch) for i in order])
+        return self._encode(encoder, [_shuffled(self.rows[i], seed, epoch) for i in order])
 
-    def _all(self) -> list[Row]:
-        if self._encoded is None:
-            self._encoded = self._encode(self.rows)
-        return self._encoded
+    def _all(self, encoder: Encoder) -> list[Row]:
+        template = encoder.prompt.template
+        if template not in self._encoded:
+            self._encoded[template] = self._encode(encoder, self.rows)
+        return self._encoded[template]
 
-    def _encode(self, rows: Sequence[Question | Text]) -> list[Row]:
+    def _encode(self, encoder: Encoder, rows: Sequence[Question | Text]) -> list[Row]:
         training = self.config.training
         # What is too long was dropped before; a new order of the choices changes a length by a token or two at most.
         limit, too_long = (None, "error") if training.too_long == "drop" else (training.max_tokens, training.too_long)
         if training.loss == "next_token":
-            return list(self.encoder.sequences(rows, limit, too_long)[0])
-        return list(self.encoder.trees([row for row in rows if isinstance(row, Question)], limit, too_long)[0])
+            return list(encoder.sequences(rows, limit, too_long)[0])
+        return list(encoder.trees([row for row in rows if isinstance(row, Question)], limit, too_long)[0])
 
 
 def _shuffled(row: Question | Text, seed: int, epoch: int) -> Question | Text:
@@ -115,6 +121,7 @@ class Trainer:
         config: the resolved config.
         run: where checkpoints and metrics go.
         progress: the job's bar.
+        repulsion: what drives the members apart; None where each is trained as if it were alone.
     """
 
     engine: Engine
@@ -124,6 +131,7 @@ class Trainer:
     config: Config
     run: RunFolder
     progress: Progress
+    repulsion: diversity.Driver | None = None
 
     def train(self) -> None:
         """Train every member to the last epoch, from wherever each one's last checkpoint is.
@@ -135,6 +143,8 @@ class Trainer:
         self.posterior = Posterior(self.stack, training.variational) if training.variational else None
         last = {p: self._last_epoch(p) for p in positions}
         stopped = self._stopped()
+        if self.repulsion:
+            last, stopped = diversity.level(last, stopped)
         self._cut_metrics({self.stack.members[p]: last[p] for p in positions if p not in stopped})
         for p in positions:
             if last[p] and p not in stopped:
@@ -145,7 +155,7 @@ class Trainer:
         for epoch in range(1, training.epochs + 1):
             running = [p for p in positions if last[p] < epoch and p not in self._stopped()]
             skipped = len(positions) - len(running)
-            self.progress.advance(TRAINING_COST * skipped * len(self.examples.rows))
+            self.progress.advance(skipped * diversity.units(self.config, len(self.examples.rows)))
             if running:
                 self._epoch(epoch, running, per_epoch * training.epochs)
 
@@ -159,18 +169,23 @@ class Trainer:
         for first in range(0, len(self.examples.rows), training.batch_size):
             batch = {p: rows[p][first : first + training.batch_size] for p in alive}
             values: dict[int, float] = {}
+            groups = _groups(alive, per_pass)
+            drive = self.repulsion.drive(groups, self.steps[alive[0]]) if self.repulsion else None
             # A step right after its gradients: members that wait for their turn hold none.
-            for group in _groups(alive, per_pass):
+            for group in groups:
                 values |= self._gradients({p: batch[p] for p in group})
+                if self.repulsion and drive:
+                    for p, term in self.repulsion.gradients(drive, group).items():
+                        values[p] += term
                 for p in group:
-                    if not self._step(p, epoch, values[p], total_steps):
+                    if not self._step(p, epoch, values[p], total_steps, drive):
                         alive.remove(p)
             size = len(next(iter(batch.values()))) if batch else 0
             questions += size * len(batch)
             shown = sum(values.values()) / max(len(values), 1)
             speed = timer.said(questions)
             self.progress.describe(f"training, epoch {epoch}/{training.epochs}, loss {shown:.2f}, {speed}")
-            self.progress.advance(TRAINING_COST * size * len(running))
+            self.progress.advance(len(running) * diversity.units(self.config, size))
             if not alive:
                 break
         if alive:
@@ -225,7 +240,7 @@ class Trainer:
         """Return what a batch's summed loss is divided by: its questions, or its predicted tokens."""
         return float(sum(row.length - 1 if isinstance(row, TokenSequence) else 1 for row in rows))
 
-    def _step(self, p: int, epoch: int, loss: float, total_steps: int) -> bool:
+    def _step(self, p: int, epoch: int, loss: float, total_steps: int, drive: diversity.Drive | None) -> bool:
         """Take a member's optimizer step; return False, with a notice, where its loss or gradient is not finite."""
         training, parameters, optimizer = self.config.training, self._parameters(p), self.optimizers[p]
         norm = torch.nn.utils.clip_grad_norm_(parameters, training.clip or math.inf).item()
@@ -245,7 +260,8 @@ class Trainer:
             self.posterior.diverge_less(p, training.variational.divergence_rate * share)
         self.steps[p] += 1
         line = {"kind": "step", "epoch": epoch, "step": self.steps[p], "member": member}
-        self.run.append("metrics.jsonl", line | {"loss": loss, "gradient_norm": norm, "learning_rate": rate})
+        line |= {"loss": loss, "gradient_norm": norm, "learning_rate": rate}
+        self.run.append("metrics.jsonl", line | ({"mutual_information": drive.information[p]} if drive else {}))
         return True
 
     def _finish(self, epoch: int, alive: list[int]) -> None:
@@ -259,6 +275,8 @@ class Trainer:
         for p in alive:
             state = checkpoints.State(self.stack, p, self.optimizers[p], self.posterior)
             checkpoints.save(self.run, self.engine.backbone, state, epoch, self.steps[p])
+        for p in alive:  # not before all are saved: members that depend on one another go on from one epoch
+            checkpoints.forget(self.run, self.stack.members[p], epoch)
         if results:
             mean = sum(nll for nll, _ in results) / len(results)
             self.progress.say(f"epoch {epoch}: validation NLL {mean:.3f} (mean of {len(results)} members)")
@@ -282,9 +300,10 @@ class Trainer:
         left = "left out from this epoch on" if use_epoch is None else f"its adapter of epoch {use_epoch} stays"
         self.progress.say(f"member {member} stopped in epoch {epoch}: {reason}; {left}, the other members go on")
 
-    def _stopped(self) -> set[int]:
+    def _stopped(self) -> dict[int, int]:
+        """Return the epoch in which each member that stopped did so."""
         members = stopped_members(self.run)
-        return {p for p, member in enumerate(self.stack.members) if member in members}
+        return {p: members[member][0] for p, member in enumerate(self.stack.members) if member in members}
 
     def _last_epoch(self, p: int) -> int:
         """Return the last epoch of which a member's checkpoint is there (0 for none)."""
@@ -307,7 +326,8 @@ class Trainer:
         if epoch:
             state = checkpoints.State(self.stack, p, self.optimizers[p], self.posterior)
             return checkpoints.restore(self.run, state, epoch)
-        self.stack.initialise(p, member_seed(self.config.training.seed, self.stack.members[p]))
+        training = self.config.training
+        self.stack.initialise(p, member_seed(training.seed, self.stack.members[p]), training.init_scale)
         return 0
 
     def _cut_metrics(self, last: dict[int, int]) -> None:

@@ -57,6 +57,10 @@ class Posterior:
         ]
         self._drawn: dict[int, dict[str, Tensor]] = {}
 
+    def _own(self, position: int, name: str) -> Tensor:
+        """Return [r, 1], the rows of a layer's A that are the member's own: others are 0 and stay 0."""
+        return (self.stack.layers[name].A[position] != 0).any(dim=1, keepdim=True)
+
     def parameters(self, position: int) -> list[Tensor]:
         """Return a member's G of every layer, in the stack's order."""
         return list(self.roots[position].values())
@@ -66,7 +70,8 @@ class Posterior:
         """Let passes use a draw of a member's A, until `gradients`."""
         self._drawn[position] = noise(self.stack, seed)
         for name, layer in self.stack.layers.items():
-            layer.shift[position] = self.roots[position][name] ** 2 * self._drawn[position][name]
+            std = self.roots[position][name] ** 2 * self._own(position, name)
+            layer.shift[position] = std * self._drawn[position][name]
 
     @torch.no_grad()
     def gradients(self, position: int) -> None:
@@ -89,20 +94,22 @@ class Posterior:
         variance = self.settings.prior_std**2
         for name, layer in self.stack.layers.items():
             mean, root = layer.A[position], self.roots[position][name]
+            root -= rate * (2 * root**3 / variance - 2 / root) * self._own(position, name)
             mean -= rate * mean / variance
-            root -= rate * (2 * root**3 / variance - 2 / root)
 
     def divergence(self, position: int) -> Tensor:
         """Return KL(q || prior) of a member, in nats."""
         s, parts = self.settings.prior_std, []
         for name, layer in self.stack.layers.items():
             mean, std = layer.A[position], self.roots[position][name] ** 2
-            parts.append((math.log(s) - std.log() + (std**2 + mean**2) / (2 * s**2) - 0.5).sum())
+            of_weights = math.log(s) - std.log() + (std**2 + mean**2) / (2 * s**2) - 0.5
+            parts.append((of_weights * self._own(position, name)).sum())
         return torch.stack(parts).sum()
 
     def std(self, position: int) -> bytes:
         """Return the file of a member's standard deviations, [r, in] by layer."""
-        tensors = {name: (root.detach() ** 2).cpu() for name, root in self.roots[position].items()}
+        roots = self.roots[position].items()
+        tensors = {name: (root.detach() ** 2 * self._own(position, name)).cpu() for name, root in roots}
         return safetensors.torch.save(tensors, {"format": "pt"})
 
     @torch.no_grad()
