@@ -369,7 +369,7 @@ def sections(model: type[BaseModel]) -> Iterator[type[BaseModel]]:
 
 def test_every_section_is_documented_and_refuses_what_it_does_not_know() -> None:
     found = list(sections(Config))
-    assert len(found) == 10
+    assert len(found) == 11
     for section in found:
         assert section.__doc__
         assert section.model_config["extra"] == "forbid"

@@ -11,7 +11,8 @@ from ripieno.data import mmlu
 from ripieno.data.splits import DatasetName
 
 ROOT = Path(__file__).resolve().parents[1]
-SHIPPED = sorted((ROOT / "configs").glob("*.yaml"))
+COMPARED = sorted((ROOT / "configs").glob("compare-*.yaml"))
+SHIPPED = sorted(set((ROOT / "configs").glob("*.yaml")) - set(COMPARED))
 EXACT = sorted((ROOT / "configs").glob("paper-exact-*.yaml"))
 CLEAN = sorted((ROOT / "configs").glob("paper-clean-*.yaml"))
 

@@ -44,6 +44,7 @@ class Trial:
         settings: of the method.
         epochs: by member, which epoch it answers with.
         epoch: that of the members together; of the first where each has its own.
+        read: tokens that choosing its epoch took, and trying it where there is something to choose.
         nll: mean over the validation questions of what it answers pooled; 0 where there is nothing to choose.
     """
 
@@ -51,6 +52,7 @@ class Trial:
     settings: Mapping[str, Any]
     epochs: Mapping[int, int]
     epoch: int
+    read: int
     nll: float = 0.0
 
 
@@ -132,10 +134,12 @@ def compare(
     progress = progress or Progress(quiet=True)
     kept = RunFolder(folder)
     with kept.lock():
+        refused = {row.name: why for row in config.rows if (why := _refusal(config, row))}
         _start(config, kept)
+        possible = [row for row in config.rows if row.name not in refused]
         worlds = {}
-        for name in dict.fromkeys(training for row in config.rows for training in row.training):
-            rows = [row for row in config.rows if name in row.training]
+        for name in dict.fromkeys(training for row in possible for training in row.training):
+            rows = [row for row in possible if name in row.training]
             every = config.training.members
             repeated = every if any(len(_method(row).stands_on(range(every))) > 1 for row in rows) else 1
             run = train(
@@ -145,7 +149,7 @@ def compare(
                 progress=progress,
             )
             worlds[name] = World(run, repeated, data_dir, progress)
-        found = tuple(_row(config, row, worlds, kept) for row in config.rows)
+        found = tuple(_row(config, row, worlds, kept, refused.get(row.name)) for row in config.rows)
         data = config.data
         index = Index(
             schema=1,
@@ -186,34 +190,48 @@ def _method(row: MethodRow, settings: Mapping[str, Any] | None = None) -> Method
     return methods.named(row.method, row.trials[0][1] if settings is None else settings)
 
 
-def _row(config: Comparison, row: MethodRow, worlds: Mapping[str, World], kept: RunFolder) -> comparison.MethodRow:
+def _refusal(config: Comparison, row: MethodRow) -> str | None:
+    """Return why a row cannot be had, None if it can."""
+    for training, settings in row.trials:
+        experiment = config.experiment(training, config.training.members)
+        why = _method(row, settings).refusal(experiment, experiment.training.epochs, _count(config, row))
+        if why:
+            return f"{training}: {why}"
+    return None
+
+
+def _count(config: Comparison, row: MethodRow) -> int:
+    return row.draws or config.training.members
+
+
+def _row(
+    config: Comparison, row: MethodRow, worlds: Mapping[str, World], kept: RunFolder, refused: str | None
+) -> comparison.MethodRow:
     """Ask one row in every repetition, and return what it cost."""
     about: dict[str, Any] = {"name": row.name, "slug": row.slug, "method": row.method}
     about |= {"pooling": row.pooling, "tuned": row.tuned}
-    count = row.draws or config.training.members
-    for training, settings in row.trials:
-        world = worlds[training]
-        if why := _method(row, settings).refusal(world.config, world.config.training.epochs, count):
-            nothing = dict.fromkeys(("answers", "training_tokens", "evaluation_tokens", "stored_bytes"), 0)
-            return comparison.MethodRow.model_validate({**about, **nothing, "refused": f"{training}: {why}"})
-    found = [_repetition(config, row, r, worlds, kept, count) for r in range(config.seeds)]
+    if refused:
+        nothing = dict.fromkeys(("answers", "training_tokens", "evaluation_tokens", "stored_bytes"), 0)
+        return comparison.MethodRow.model_validate({**about, **nothing, "refused": refused})
+    found = [_repetition(config, row, r, worlds, kept) for r in range(config.seeds)]
 
     def mean(key: str) -> int:
         return round(sum(one[key] for one in found) / len(found))
 
     about |= {key: mean(key) for key in ("evaluation_tokens", "stored_bytes")}
     trained = sum(_training_tokens(worlds[name], row) for name in row.training)
-    about |= {"training_tokens": trained + mean("fitting_tokens"), "answers": found[0]["answers"]}
+    about |= {"training_tokens": trained + mean("tuning_tokens"), "answers": found[0]["answers"]}
     return comparison.MethodRow.model_validate({**about, "chosen": [one["chosen"] for one in found]})
 
 
 def _repetition(
-    config: Comparison, row: MethodRow, r: int, worlds: Mapping[str, World], kept: RunFolder, count: int
+    config: Comparison, row: MethodRow, r: int, worlds: Mapping[str, World], kept: RunFolder
 ) -> dict[str, Any]:
     """Choose among a row's trials, and ask the chosen one every set; return its costs and what was chosen.
 
     What is there from the same adapters is not computed again.
     """
+    count = _count(config, row)
     what = kept.path / "chosen" / f"{row.slug}-replicate-{r:03d}.json"
     adapters = [sha256_of(file) for name in row.training for file in _adapters(worlds[name], r)]
     inputs = json.dumps([row.model_dump(mode="json"), count, adapters], sort_keys=True)
@@ -230,7 +248,9 @@ def _repetition(
     world, method = worlds[best.training], _method(row, best.settings)
     trained = world.trained(r, best.epoch, best.epochs)
     fitted = fit(Sampling(row.method, count, trained.member, best.settings), trained)
-    fitting, files, tokens, answers = trained.read, [], 0, 0
+    # Where trials were tried, what the chosen one was fitted by is among what they read.
+    tuning = sum(trial.read for trial in trials) + (trained.read if len(trials) == 1 else 0)
+    files, tokens, answers = [], 0, 0
     trained.used.clear()
     for (name, choices), asked in world.sets.items():
         progress.describe(f"{row.name}, seed {r + 1} of {config.seeds}: asking {name.written}")
@@ -251,7 +271,7 @@ def _repetition(
         "answers": answers,
         "evaluation_tokens": tokens,
         "stored_bytes": sum(file.stat().st_size for file in trained.used) + sum(t.nbytes for t in fitted.values()),
-        "fitting_tokens": fitting / 2,  # a token of training is read forwards and backwards
+        "tuning_tokens": tuning / 2,  # a token of training is read forwards and backwards
         "chosen": _said(row, best, method.said(fitted)),
     }
     kept.write(what, json.dumps(stored, indent=1) + "\n")
@@ -283,13 +303,13 @@ def _trial(
     own: dict[int, int] = {}
     if row.tuned == "member":
         own = {member: min(usable, key=lambda e: losses[e][1][n]) for n, member in enumerate(stands_on)}
-    trial = Trial(training, settings, own, epoch)
+    trial = Trial(training, settings, own, epoch, sum(trained.read for trained in at.values()))
     if not choosing:
         return trial
     trained = world.trained(r, epoch, own)
     fitted = fit(Sampling(row.method, count, trained.member, settings), trained)
     p = method.answer(trained, fitted, trained.validation, count)
-    return replace(trial, nll=_nll(p, row.pooling))
+    return replace(trial, read=trial.read + trained.read, nll=_nll(p, row.pooling))
 
 
 def _member_losses(trained: Trained, members: Sequence[int], pooling: str) -> tuple[float, list[float]]:

@@ -9,7 +9,6 @@ import math
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from types import NoneType
 from typing import Annotated, Any, Literal, Self, TypeVar, get_args
 
 import yaml
@@ -353,6 +352,12 @@ def _apply(content: dict[str, Any], setting: str, option: str) -> None:
         raise UserError(f"{option} {setting}: {value!r} is not a YAML value") from None
 
 
+def _section(annotation: Any) -> Any:
+    """Return the section inside an annotation: one that may be left out is a union with None, several are a tuple."""
+    inside = [_section(one) for one in get_args(annotation)]
+    return next((one for one in inside if isinstance(one, type) and issubclass(one, Section)), annotation)
+
+
 def explain(error: ValidationError, kind: type[Section]) -> str:
     """Say the first problem of a config in one line, with the nearest right key for an unknown one."""
     first = error.errors(include_url=False)[0]
@@ -361,9 +366,8 @@ def explain(error: ValidationError, kind: type[Section]) -> str:
     if first["type"] == "extra_forbidden":
         section: Any = kind
         for part in first["loc"][:-1]:
-            annotation: Any = section.model_fields[str(part)].annotation
-            # A section that may be left out is a union with None.
-            section = next((one for one in get_args(annotation) if one is not NoneType), annotation)
+            if not isinstance(part, int):  # a place in a list of sections
+                section = _section(section.model_fields[part].annotation)
         known = list(section.model_fields)
         near = difflib.get_close_matches(str(first["loc"][-1]), known, n=1)
         return f"unknown key {where}; " + (f"did you mean {near[0]}?" if near else f"known: {', '.join(known)}")

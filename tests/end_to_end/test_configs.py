@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from commands import works
 
+from ripieno import comparison_config
 from ripieno.data import splits
 from ripieno.data.question import Question
 from ripieno.data.splits import DatasetName
@@ -19,7 +20,8 @@ from ripieno.parquet import read_parquet
 from ripieno.runs import RunFolder
 
 ROOT = Path(__file__).resolve().parents[2]
-SHIPPED = sorted((ROOT / "configs").glob("*.yaml"))
+COMPARED = sorted((ROOT / "configs").glob("compare-*.yaml"))
+SHIPPED = sorted(set((ROOT / "configs").glob("*.yaml")) - set(COMPARED))
 FEW = 5
 
 
@@ -40,6 +42,21 @@ def few_questions() -> Iterator[None]:
 
 def length(question: Question) -> tuple[int, str]:
     return len(question.question + "".join(question.choices)), question.id
+
+
+@pytest.mark.parametrize("path", COMPARED, ids=lambda path: path.stem)
+def test_comparison_runs(
+    path: Path, base: Path, tmp_path: Path, few_questions: None, request: pytest.FixtureRequest
+) -> None:
+    packaged = path.stem == "compare-demo"
+    data = [] if packaged else ["--data-dir", request.getfixturevalue("released")]
+    settings = [f"base.model={base}", "base.revision=null", "seeds=2", "training.members=2", "training.epochs=2"]
+    given = [part for setting in settings for part in ("--set", setting)]
+    said = works("compare", path, "--run", tmp_path / "compared", *data, *given)
+    config = comparison_config.load(path)
+    for row in config.rows:
+        assert row.name[:20] in said
+    assert "refused" not in said
 
 
 @pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, MutableMapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -54,6 +54,7 @@ class Trained:
     read: int = field(default=0, init=False)
     used: set[Path] = field(default_factory=set, init=False)
     _loaded: tuple[int, int] | None = field(default=None, init=False)
+    _standing: int = field(default=0, init=False)
 
     @property
     def member(self) -> int:
@@ -78,7 +79,7 @@ class Trained:
         loaded = (member, self._epoch_of(member, epoch))
         if self._loaded != loaded:
             self.ensemble.stack.load_peft(0, folder)
-        self._loaded = loaded
+        self._loaded, self._standing = loaded, member
 
     def weights(self) -> dict[str, tuple[Tensor, Tensor]]:
         """Return copies of what is in place: the A [r, in] and B [out, r] of every layer."""
@@ -99,6 +100,7 @@ class Trained:
             meter = self.ensemble.engine.meter
             before = meter.tokens
             p = self.ensemble.answer(asked, [0], self.progress, None if dropout_seed is None else [dropout_seed])
+            p = replace(p, members=(self._standing,))
             tokens = meter.tokens - before
         if own:
             self.answered[own] = p, tokens

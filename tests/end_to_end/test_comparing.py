@@ -1,0 +1,200 @@
+"""`ripieno compare`: what is shared is trained once, every row answers what it claims, and the table needs no torch."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import yaml
+from commands import files_of, ripieno, rows, works, write_rows
+
+from ripieno.comparison import read, read_index
+from ripieno.parquet import read_parquet
+from ripieno.predictions import Predictions
+
+SEEDS, MEMBERS = 2, 2
+ROWS = [
+    {"name": "single", "method": "single"},
+    {"name": "map", "method": "map", "training": ["prior"]},
+    {"name": "no prior", "method": "map"},
+    {"name": "best", "method": "best"},
+    {"name": "ensemble", "method": "ensemble"},
+    {"name": "each tuned", "method": "ensemble", "tuned": "member"},
+    {"name": "checkpoints", "method": "checkpoints", "settings": {"all_members": True}},
+    {"name": "dropout", "method": "dropout", "training": ["dropout"]},
+    {"name": "laplace", "method": "laplace"},
+    {"name": "variational", "method": "variational", "training": ["variational"]},
+    {"name": "tfb", "method": "tfb", "settings": {"search_steps": 2}},
+]
+TRAININGS = {
+    "plain": {},
+    "prior": {"training.lora_l2": 0.01},
+    "dropout": {"adapter.dropout": 0.2},
+    "variational": {"training.variational": {"initial_std": 0.05, "divergence_rate": 0.001}},
+}
+
+
+def write(folder: Path, base: Path, **changes: Any) -> Path:
+    counts = {"train": 10, "validation": 8, "calibration": 8, "test": 9, "out_of_domain": 7}
+    data = {role: [write_rows(folder / f"{role}.jsonl", rows(n, i))] for i, (role, n) in enumerate(counts.items())}
+    content = {
+        "name": "compared",
+        "seeds": SEEDS,
+        "base": {"model": str(base)},
+        "adapter": {"rank": 2, "alpha": 4},
+        "data": data,
+        "training": {"members": MEMBERS, "epochs": 2, "learning_rate": 0.01, "batch_size": 4},
+        "trainings": TRAININGS,
+        "rows": ROWS,
+        **changes,
+    }
+    path = folder / "compared.yaml"
+    path.write_text(yaml.safe_dump(content), encoding="utf-8")
+    return path
+
+
+@pytest.fixture(scope="module")
+def config(base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write(tmp_path_factory.mktemp("comparing"), base)
+
+
+@pytest.fixture(scope="module")
+def folder(config: Path) -> Path:
+    works("compare", config, "--run", config.parent / "run")
+    return config.parent / "run"
+
+
+def answers(folder: Path, slug: str, replicate: int) -> Predictions:
+    compared = read(folder)
+    return compared.answers[slug].sets[compared.index.test[0]][replicate]
+
+
+def of_members(folder: Path, training: str, epoch: int) -> Predictions:
+    """What every member of a training answers, by the command that asks all of them."""
+    run = folder / "trainings" / training
+    works("evaluate", run)
+    [file] = (run / "predictions").glob(f"test-*/*/ensemble-epoch-{epoch:03d}.parquet")
+    [p] = read_parquet(file)
+    return p
+
+
+def test_every_row_is_there_and_one_that_cannot_be_had_says_why(folder: Path) -> None:
+    index = read_index(folder)
+    assert [row.name for row in index.rows] == [row["name"] for row in ROWS]
+    refused = {row.name: row.refused for row in index.rows if row.refused}
+    assert list(refused) == ["no prior"]
+    assert "it was trained without a prior" in str(refused["no prior"])
+    assert {row.slug: row.answers for row in index.answered} == {
+        "single": 1, "map": 1, "best": 1, "checkpoints": 4,
+        **dict.fromkeys(("ensemble", "each-tuned", "dropout", "laplace", "variational", "tfb"), MEMBERS),
+    }  # fmt: skip
+
+
+def test_repetitions_are_groups_of_members_at_the_epoch_that_validation_chose(folder: Path) -> None:
+    index = read_index(folder)
+    chosen = {row.slug: [int(text.split(",")[0].split()[1]) for text in row.chosen] for row in index.answered}
+    for r in range(SEEDS):
+        epoch = chosen["ensemble"][r]
+        asked = of_members(folder, "plain", epoch)
+        ours = answers(folder, "ensemble", r)
+        # The same passes in a stack of another size, rounded to float32.
+        np.testing.assert_allclose(ours.log_probs, asked.log_probs[r * MEMBERS : (r + 1) * MEMBERS], atol=2**-16)
+        assert ours.members == tuple(range(r * MEMBERS, (r + 1) * MEMBERS))
+        single = answers(folder, "single", r)
+        asked = of_members(folder, "plain", chosen["single"][r])
+        np.testing.assert_allclose(single.log_probs[0], asked.log_probs[r * MEMBERS], atol=2**-16)
+    # Only what an ensemble stands on is trained for all members of a repetition.
+    for training, members in {"plain": SEEDS * MEMBERS, "prior": SEEDS, "dropout": SEEDS}.items():
+        assert len(list((folder / "trainings" / training / "members").iterdir())) == members
+
+
+def test_costs_are_relative_to_one_member(folder: Path) -> None:
+    cost = {row.slug: row for row in read_index(folder).answered}
+    single = cost["single"]
+    for slug, times in {"ensemble": MEMBERS, "checkpoints": MEMBERS, "map": 1, "dropout": 1}.items():
+        # Members read the same questions; what their questions have in common depends on the batch.
+        assert cost[slug].training_tokens == pytest.approx(times * single.training_tokens, rel=0.2)
+    assert cost["best"].training_tokens >= cost["ensemble"].training_tokens
+    assert cost["laplace"].training_tokens > single.training_tokens
+    assert cost["tfb"].training_tokens > single.training_tokens
+    for slug, times in {"ensemble": 2, "best": 1, "checkpoints": 4, "dropout": 2, "tfb": 2}.items():
+        assert cost[slug].evaluation_tokens == pytest.approx(times * single.evaluation_tokens, rel=0.2)
+        assert cost[slug].stored_bytes == pytest.approx(
+            times * single.stored_bytes if slug in ("ensemble", "checkpoints") else single.stored_bytes, rel=0.01
+        )
+    assert cost["laplace"].stored_bytes > single.stored_bytes
+    assert cost["variational"].stored_bytes > 1.2 * single.stored_bytes
+
+
+def test_started_again_it_computes_nothing_and_what_is_lost_is_asked_again(config: Path, folder: Path) -> None:
+    before = files_of(folder / "predictions")
+    works("compare", config, "--run", folder)
+    assert files_of(folder / "predictions") == before
+    lost = folder / "predictions" / "laplace"
+    for file in lost.iterdir():
+        file.unlink()
+    works("compare", config, "--run", folder)
+    after = files_of(folder / "predictions")
+    assert {name: content for name, (_, content) in after.items()} == {n: c for n, (_, c) in before.items()}
+    assert [name for name in after if after[name][0] != before[name][0]] == [n for n in before if "laplace/" in n]
+
+
+def test_the_table_is_made_again_from_the_folder_without_torch(folder: Path) -> None:
+    table = folder / "report" / "table.csv"
+    before, page = table.read_text(), (folder / "report" / "index.html").read_bytes()
+    table.unlink()
+    code = "import sys; sys.modules['torch'] = None; from ripieno.cli import main; sys.argv[0] = 'ripieno'; main()"
+    done = subprocess.run([sys.executable, "-c", code, "compare", folder], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert table.read_text() == before
+    assert (folder / "report" / "index.html").read_bytes() == page
+    assert "ensemble" in done.stdout
+
+
+def test_validation_chooses_among_trials(base: Path, tmp_path: Path) -> None:
+    trainings = {"slow": {"training.learning_rate": 1e-6}, "fast": {"training.learning_rate": 0.02}}
+    two = [
+        {"name": "single", "method": "single", "training": ["slow", "fast"]},
+        {"name": "laplace", "method": "laplace", "training": ["fast"], "tune": {"prior_precision": [1.0, 1e8]}},
+    ]
+    config = write(tmp_path, base, seeds=1, trainings=trainings, rows=two)
+    works("compare", config, "--run", tmp_path / "run")
+    single, laplace = read_index(tmp_path / "run").rows
+    assert single.chosen[0].split(", ")[1] in trainings
+    assert laplace.chosen[0].split(", ")[1] in ("prior_precision 1.0", "prior_precision 100000000.0")
+    # Both ways of training count: what was tried has to be paid for.
+    lines = [json.loads(line) for name in trainings for line in
+             (tmp_path / "run" / "trainings" / name / "timing.jsonl").read_text().splitlines()]  # fmt: skip
+    assert single.training_tokens > sum(line["tokens"] for line in lines if line["what"] == "train")
+
+
+@pytest.mark.parametrize(
+    ("changes", "why"),
+    [
+        ({"rows": [ROWS[0], {**ROWS[4], "name": "single"}]}, "two are named 'single'"),
+        ({"rows": ROWS[1:]}, "reference: 'single' is no row; there are map, no prior"),
+        ({"rows": [ROWS[0], {**ROWS[4], "training": ["plain", "prior"]}]}, "every row is chosen among as many trials"),
+        ({"rows": [{**ROWS[0], "training": ["pain"]}]}, "'single' takes training 'pain'; there are dropout, plain"),
+        ({"rows": [{**ROWS[0], "metod": "x"}]}, "unknown key rows.0.metod; did you mean method?"),
+        ({"rows": [ROWS[0], {"name": "x", "method": "laplce"}]}, "method laplce: there are best"),
+        ({"rows": [ROWS[0], {"name": "x", "method": "tfb", "settings": {"tol": 1}}]}, "method tfb: unknown key tol"),
+        ({"trainings": {"plain": {"data.seed": 3}}, "rows": ROWS[:1]}, "trainings.plain: data.seed"),
+        ({"trainings": {"plain": {"training.epoch": 3}}, "rows": ROWS[:1]}, "unknown key training.epoch; did you mean"),
+    ],
+)
+def test_mistakes_are_named_before_any_work(changes: dict[str, Any], why: str, base: Path, tmp_path: Path) -> None:
+    done = ripieno("compare", write(tmp_path, base, **changes), "--run", tmp_path / "run")
+    assert (done.code, why in done.err, done.err.count("\n")) == (2, True, 1), done.err
+    assert not (tmp_path / "run" / "trainings").exists()
+
+
+def test_another_comparison_is_not_mixed_in(config: Path, folder: Path, tmp_path: Path) -> None:
+    done = ripieno("compare", config, "--run", folder, "--set", "seeds=3")
+    assert (done.code, "holds another comparison; what differs: seeds" in done.err) == (2, True)
+    done = ripieno("compare", folder, "--run", tmp_path)
+    assert (done.code, "is a folder, whose table is made again as it is" in done.err) == (2, True)
