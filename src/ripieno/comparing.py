@@ -33,6 +33,7 @@ from ripieno.parquet import to_parquet
 from ripieno.predictions import Predictions
 from ripieno.progress import Progress
 from ripieno.runs import RunFolder, sha256_of
+from ripieno.seeds import derive
 
 
 @dataclass(frozen=True)
@@ -61,22 +62,36 @@ class World:
     """One way of training, ready to be asked: a base with one place for an adapter, and every set of questions.
 
     Args:
-        run: its members.
+        runs: the members of all repetitions in one, or a run for each.
         repeated: members of each repetition.
         data_dir: a folder with originally released data files.
         progress: the job's.
     """
 
-    run: RunFolder
+    runs: Sequence[RunFolder]
     repeated: int
     data_dir: Path | None
     progress: Progress
-    answered: dict[Known, tuple[Predictions, int]] = field(default_factory=dict)
+    answered: dict[RunFolder, dict[Known, tuple[Predictions, int]]] = field(default_factory=dict)
+
+    @property
+    def run(self) -> RunFolder:
+        """The first run, which holds the same questions as any other."""
+        return self.runs[0]
 
     @cached_property
     def config(self) -> Config:
-        """The resolved config."""
+        """The resolved config of the first run; others differ from it by their seed alone."""
         return self.run.config()
+
+    def of(self, repetition: int) -> tuple[RunFolder, range]:
+        """Return which members of which run a repetition is."""
+        first = repetition * self.repeated if len(self.runs) == 1 else 0
+        return self.runs[repetition % len(self.runs)], range(first, first + self.repeated)
+
+    def release(self) -> None:
+        """Give the base's memory back, until it is needed again."""
+        self.__dict__.pop("ensemble", None)
 
     @cached_property
     def ensemble(self) -> Ensemble:
@@ -101,10 +116,9 @@ class World:
 
     def trained(self, repetition: int, epoch: int, epochs: Mapping[int, int] | None = None) -> Trained:
         """Return what a method works with."""
-        members = range(repetition * self.repeated, (repetition + 1) * self.repeated)
-        made = Trained(
-            self.run, self.config, self.ensemble, members, epoch, self.progress, self.answered, dict(epochs or {})
-        )
+        run, members = self.of(repetition)
+        answered = self.answered.setdefault(run, {})
+        made = Trained(run, run.config(), self.ensemble, members, epoch, self.progress, answered, dict(epochs or {}))
         made.__dict__["validation"] = self._validation
         return made
 
@@ -142,14 +156,16 @@ def compare(
             rows = [row for row in possible if name in row.training]
             every = config.training.members
             repeated = every if any(len(_method(row).stands_on(range(every))) > 1 for row in rows) else 1
-            run = train(
-                config.experiment(name, config.seeds * repeated),
-                folder / "trainings" / name,
-                data_dir=data_dir,
-                progress=progress,
-            )
-            worlds[name] = World(run, repeated, data_dir, progress)
-        found = tuple(_row(config, row, worlds, kept, refused.get(row.name)) for row in config.rows)
+            runs = [
+                train(experiment, folder / "trainings" / experiment.name, data_dir=data_dir, progress=progress)
+                for experiment in _experiments(config, name, repeated)
+            ]
+            worlds[name] = World(runs, repeated, data_dir, progress)
+        found = []
+        for row in config.rows:
+            for name in set(worlds) - set(row.training):
+                worlds[name].release()
+            found.append(_row(config, row, worlds, kept, refused.get(row.name)))
         data = config.data
         index = Index(
             schema=1,
@@ -159,7 +175,7 @@ def compare(
             test=_names(data.test),
             out_of_domain=_names(data.out_of_domain),
             shared_calibration=bool(set(data.calibration) & set(data.validation)),
-            rows=found,
+            rows=tuple(found),
         )
         kept.write(folder / "rows.json", index.to_json())
     return folder
@@ -179,6 +195,23 @@ def _start(config: Comparison, kept: RunFolder) -> None:
                 "with --run, or go back to that config"
             )
     kept.write(path, yaml.safe_dump(content, sort_keys=False, allow_unicode=True))
+
+
+def _experiments(config: Comparison, name: str, repeated: int) -> list[Config]:
+    """Return the runs of one way of training: all repetitions in one, or one each where members are not independent."""
+    together = config.experiment(name, config.seeds * repeated)
+    if together.training.repulsion is None:
+        return [together]
+    alone = config.experiment(name, repeated)
+    return [
+        alone.model_copy(
+            update={
+                "name": f"{name}-replicate-{r:03d}",
+                "training": alone.training.model_copy(update={"seed": derive(alone.training.seed, "replicate", r)}),
+            }
+        )
+        for r in range(config.seeds)
+    ]
 
 
 def _names(sets: Sequence[str]) -> tuple[str, ...]:
@@ -279,9 +312,10 @@ def _repetition(
 
 
 def _adapters(world: World, r: int) -> Iterator[Path]:
-    for member in range(r * world.repeated, (r + 1) * world.repeated):
+    run, members = world.of(r)
+    for member in members:
         for epoch in range(1, world.config.training.epochs + 1):
-            file = world.run.adapter_files(member, epoch)[1]
+            file = run.adapter_files(member, epoch)[1]
             if file.exists():
                 yield file
 
@@ -329,9 +363,9 @@ def _nll(p: Predictions, pooling: str) -> float:
 
 def _training_tokens(world: World, row: MethodRow) -> int:
     """Return how many tokens the members of one repetition of a row read in training, all epochs."""
-    lines = [line for line in world.run.lines("timing.jsonl") if line["what"] == "train"]
+    read = sum(line["tokens"] for run in world.runs for line in run.lines("timing.jsonl") if line["what"] == "train")
     stands_on = len(_method(row).stands_on(range(world.repeated)))
-    return round(sum(line["tokens"] for line in lines) / world.config.training.members * stands_on)
+    return round(read / (len(world.runs) * world.config.training.members) * stands_on)
 
 
 def _said(row: MethodRow, trial: Trial, fitted: str) -> str:

@@ -25,6 +25,7 @@ ROWS = [
     {"name": "best", "method": "best"},
     {"name": "ensemble", "method": "ensemble"},
     {"name": "each tuned", "method": "ensemble", "tuned": "member"},
+    {"name": "repelled", "method": "ensemble", "training": ["repelled"]},
     {"name": "checkpoints", "method": "checkpoints", "settings": {"all_members": True}},
     {"name": "dropout", "method": "dropout", "training": ["dropout"]},
     {"name": "laplace", "method": "laplace"},
@@ -35,6 +36,7 @@ TRAININGS = {
     "plain": {},
     "prior": {"training.lora_l2": 0.01},
     "dropout": {"adapter.dropout": 0.2},
+    "repelled": {"training.repulsion": {"questions": ["REPELLED"], "weight": 5.0}},
     "variational": {"training.variational": {"initial_std": 0.05, "divergence_rate": 0.001}},
 }
 
@@ -42,6 +44,7 @@ TRAININGS = {
 def write(folder: Path, base: Path, **changes: Any) -> Path:
     counts = {"train": 10, "validation": 8, "calibration": 8, "test": 9, "out_of_domain": 7}
     data = {role: [write_rows(folder / f"{role}.jsonl", rows(n, i))] for i, (role, n) in enumerate(counts.items())}
+    more = write_rows(folder / "repelled.jsonl", rows(6, 9))
     content = {
         "name": "compared",
         "seeds": SEEDS,
@@ -49,7 +52,7 @@ def write(folder: Path, base: Path, **changes: Any) -> Path:
         "adapter": {"rank": 2, "alpha": 4},
         "data": data,
         "training": {"members": MEMBERS, "epochs": 2, "learning_rate": 0.01, "batch_size": 4},
-        "trainings": TRAININGS,
+        "trainings": json.loads(json.dumps(TRAININGS).replace("REPELLED", more)),
         "rows": ROWS,
         **changes,
     }
@@ -91,7 +94,7 @@ def test_every_row_is_there_and_one_that_cannot_be_had_says_why(folder: Path) ->
     assert "it was trained without a prior" in str(refused["no prior"])
     assert {row.slug: row.answers for row in index.answered} == {
         "single": 1, "map": 1, "best": 1, "checkpoints": 4,
-        **dict.fromkeys(("ensemble", "each-tuned", "dropout", "laplace", "variational", "tfb"), MEMBERS),
+        **dict.fromkeys(("ensemble", "each-tuned", "repelled", "dropout", "laplace", "variational", "tfb"), MEMBERS),
     }  # fmt: skip
 
 
@@ -108,6 +111,11 @@ def test_repetitions_are_groups_of_members_at_the_epoch_that_validation_chose(fo
         single = answers(folder, "single", r)
         asked = of_members(folder, "plain", chosen["single"][r])
         np.testing.assert_allclose(single.log_probs[0], asked.log_probs[r * MEMBERS], atol=2**-16)
+    # Members that are driven apart are so within their own repetition.
+    repelled = sorted((folder / "trainings").glob("repelled-replicate-*"))
+    assert [len(list((run / "members").iterdir())) for run in repelled] == [MEMBERS] * SEEDS
+    assert answers(folder, "repelled", 0).members == answers(folder, "repelled", 1).members == tuple(range(MEMBERS))
+    assert np.abs(answers(folder, "repelled", 0).probs - answers(folder, "repelled", 1).probs).max() > 1e-3
     # Only what an ensemble stands on is trained for all members of a repetition.
     for training, members in {"plain": SEEDS * MEMBERS, "prior": SEEDS, "dropout": SEEDS}.items():
         assert len(list((folder / "trainings" / training / "members").iterdir())) == members

@@ -108,13 +108,18 @@ def test_gradients_are_those_of_autograd_question_by_question(engine: Engine, tr
     assert sorted(seen) == list(range(len(trees)))
 
 
-def test_in_small_passes_they_are_the_same(engine: Engine, trees: list[TokenTree]) -> None:
-    whole = Diagonal.fit(gradients(engine, 0, trees, "sum"), 1)
-    engine.batch_tokens, budget = 1, engine.batch_tokens
-    one_by_one = Diagonal.fit(gradients(engine, 0, trees, "sum"), 1)
-    engine.batch_tokens = budget
-    for key, values in whole.of_weights.items():
-        assert distance(one_by_one.of_weights[key], values.double()) < CLOSE
+@pytest.mark.parametrize("way", ["one question a pass", "each choice a row, as for recurrent models"])
+def test_however_they_are_passed_they_are_the_same(
+    way: str, engine: Engine, trees: list[TokenTree], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    together = Diagonal.fit(gradients(engine, 0, trees, "sum"), 1)
+    if way == "one question a pass":
+        monkeypatch.setattr(engine, "batch_tokens", 1)
+    else:
+        monkeypatch.setattr(engine.padded, "whole_sequences", True)
+    otherwise = Diagonal.fit(gradients(engine, 0, trees, "sum"), 1)
+    for key, values in together.of_weights.items():
+        assert distance(otherwise.of_weights[key], values.double()) < CLOSE
 
 
 def test_the_diagonal_is_that_of_the_whole_matrix(engine: Engine, trees: list[TokenTree]) -> None:
