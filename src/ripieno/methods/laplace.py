@@ -68,9 +68,9 @@ class Laplace(Method):
     def fit(self, trained: Trained) -> Fitted:
         """Compute the curvature over the training questions, and choose the prior's precision."""
         trained.load(trained.member)
-        posterior = (Kronecker if self.factors == "kronecker" else Diagonal).fit(
-            self._gradients(trained), self.factor_rank
-        )
+        kind = Kronecker if self.factors == "kronecker" else Diagonal
+        found = kind.fit(self._gradients(trained), self.factor_rank).tensors()
+        posterior = self._posterior(found, trained)
         if self.prior_precision == "marginal_likelihood":
             squares = sum(float((W.double() ** 2).sum()) for pair in trained.weights().values() for W in pair)
             tau = best_precision(posterior.eigenvalues(), squares)
@@ -78,7 +78,7 @@ class Laplace(Method):
             tau = self._by_validation(trained, posterior)
         else:
             tau = self.prior_precision
-        return {**posterior.tensors(), "tau": torch.tensor(tau, dtype=torch.float64)}
+        return {**found, "tau": torch.tensor(tau, dtype=torch.float64)}
 
     def said(self, fitted: Fitted) -> str:
         """The prior's precision."""
@@ -87,19 +87,16 @@ class Laplace(Method):
     def draws(self, trained: Trained, fitted: Fitted, count: int) -> Iterator[None]:
         """Put samples of the weights in place."""
         trained.load(trained.member)
-        means, posterior, tau = trained.weights(), self._posterior(fitted), float(fitted["tau"])
+        means, posterior, tau = trained.weights(), self._posterior(fitted, trained), float(fitted["tau"])
         for draw in range(count):
             seed = derive(trained.config.training.seed, "laplace draw", trained.member, draw)
             noise = torch.Generator().manual_seed(seed)
-            trained.put(
-                {
-                    name: tuple(
-                        W + posterior.sample(f"{name}.{side}", torch.randn(W.shape, generator=noise), tau).to(W.device)
-                        for side, W in zip(SIDES, pair, strict=True)
-                    )  # type: ignore[misc]  # a pair, as it was
-                    for name, pair in means.items()
-                }
-            )
+
+            def sampled(key: str, weight: Tensor) -> Tensor:
+                drawn = torch.randn(weight.shape, generator=noise).to(weight.device)  # noqa: B023 (used at once)
+                return weight + posterior.sample(key, drawn, tau)
+
+            trained.put({name: (sampled(f"{name}.A", A), sampled(f"{name}.B", B)) for name, (A, B) in means.items()})
             yield None
 
     def answer(self, trained: Trained, fitted: Fitted, asked: Asked, count: int) -> Predictions:
@@ -108,7 +105,7 @@ class Laplace(Method):
             return super().answer(trained, fitted, asked, count)
         trained.load(trained.member)
         p = trained.ask(asked)
-        [C] = covariances(self._gradients(trained, asked), self._posterior(fitted), [float(fitted["tau"])], p)
+        [C] = covariances(self._gradients(trained, asked), self._posterior(fitted, trained), [float(fitted["tau"])], p)
         return draw_scores(p, C, count, derive(trained.config.training.seed, "laplace", trained.member))
 
     def _gradients(self, trained: Trained, asked: Asked | None = None) -> Iterator[Gradients]:
@@ -118,8 +115,10 @@ class Laplace(Method):
             trained.read += batch.tokens * batch.log_probs.shape[1]
             yield batch
 
-    def _posterior(self, fitted: Fitted) -> Kronecker | Diagonal:
-        return (Kronecker if self.factors == "kronecker" else Diagonal).of(fitted)
+    def _posterior(self, fitted: Fitted, trained: Trained) -> Kronecker | Diagonal:
+        device = trained.ensemble.engine.backbone.device
+        kind = Kronecker if self.factors == "kronecker" else Diagonal
+        return kind.of({name: tensor.to(device) for name, tensor in fitted.items()})
 
     def _by_validation(self, trained: Trained, posterior: Kronecker | Diagonal) -> float:
         asked, seed = trained.validation, derive(trained.config.training.seed, "laplace validation", trained.member)

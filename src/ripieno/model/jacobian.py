@@ -21,6 +21,9 @@ from ripieno.model.batching import cut, lay_out_sequences, lay_out_trees, on_dev
 from ripieno.model.scoring import Engine, Normalisation, choice_log_probs
 from ripieno.model.trees import TokenTree
 
+# Most tokens of a pass: enough to fill a device, and few enough to hold every layer's gradients of every contrast.
+TOKENS = 256
+
 
 @dataclass(frozen=True)
 class WeightGradients:
@@ -85,7 +88,7 @@ def gradients(
     order = sorted(range(len(trees)), key=lambda n: (trees[n].length, n), reverse=True)
     ordered = [trees[n] for n in order]
     whole = engine.padded.whole_sequences
-    slices = [slice(n, n + 1) for n in range(len(order))] if whole else cut([ordered], engine.batch_tokens)
+    slices = [slice(n, n + 1) for n in range(len(order))] if whole else cut([ordered], min(engine.batch_tokens, TOKENS))
     for part in slices:
         some = ordered[part]
         with engine.stack.tapped() as taps:
