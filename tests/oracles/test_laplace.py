@@ -189,7 +189,7 @@ def test_the_linearised_covariance(tau: float, both: Both) -> None:
     theirs = both.package.variance(SimpleNamespace(**inputs), double, both.prepared(), s2, K, RANK, DIRECTIONS, "cpu")
     contrasts = torch.cat([-torch.ones(K - 1, 1), torch.eye(K - 1)], dim=1).double()
     [ours] = covariances(gradients(both.engine, 0, TREES, "sum"), both.ours(), [tau], p)
-    found = contrasts @ theirs @ contrasts.T
+    found = contrasts @ theirs.double() @ contrasts.T
     # Both take from the prior's covariance J J^T / tau what the data determine, so they round numbers of its size.
     rows = contrasts @ torch.cat([grads.flatten(2) for grads in double.values()], dim=2)
     assert float((torch.tensor(ours) - found).norm()) < CLOSE * float((rows @ rows.mT / tau).norm())
