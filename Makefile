@@ -33,12 +33,12 @@ lint: install
 oracles: .venv-oracles/.installed
 	RIPIENO_ORACLES=1 .venv-oracles/bin/pytest tests/oracles
 
-.venv-oracles/.installed: tests/oracles/requirements.txt
+.venv-oracles/.installed: tests/oracles/requirements.txt pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv-oracles
 	.venv-oracles/bin/pip install --quiet --disable-pip-version-check torch==2.13.0
-	.venv-oracles/bin/pip install --quiet --disable-pip-version-check -r tests/oracles/requirements.txt
+	.venv-oracles/bin/pip install --quiet --disable-pip-version-check -c constraints.txt -r tests/oracles/requirements.txt
 	.venv-oracles/bin/pip install --quiet --disable-pip-version-check --no-deps torch-uncertainty==0.13.0
-	.venv-oracles/bin/pip install --quiet --disable-pip-version-check --no-deps -e .
+	.venv-oracles/bin/pip install --quiet --disable-pip-version-check -c constraints.txt -e .
 	touch $@
 
 # Side by side with what people use today: one and a half hours, on a machine that does nothing else. ARGS=--quick: minutes.

@@ -10,13 +10,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 from commands import files_of, ripieno, rows, works, write_config, write_rows
+from sampled import saved, stored, trained
 
 from ripieno import Ensemble, methods
 from ripieno.data.question import read_questions
-from ripieno.methods.trained import Trained
-from ripieno.parquet import read_parquet
-from ripieno.predictions import Predictions
-from ripieno.progress import Progress
 from ripieno.runs import RunFolder
 
 EPOCHS, DRAWS = 3, 3
@@ -38,18 +35,6 @@ def run(base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     for method in SAMPLED:
         works("evaluate", folder / "run", "--method", method, "--draws", str(DRAWS), "--member", "1")
     return folder / "run"
-
-
-def stored(run: Path, name: str, kind: str = "test") -> Predictions:
-    [file] = (run / "predictions").glob(f"{kind}-*/*/{name}.parquet")
-    [p] = read_parquet(file)
-    return p
-
-
-def trained(run: Path, ensemble: Ensemble, member: int = 1, epoch: int = EPOCHS) -> Trained:
-    """Return what a method works with: a member of a run, in an ensemble's first place."""
-    folder = RunFolder(run)
-    return Trained(folder, folder.config(), ensemble, [member], epoch, Progress(quiet=True))
 
 
 def test_methods_are_found_by_their_files() -> None:
@@ -74,7 +59,7 @@ def test_dropout_draws_differ_and_each_is_one_function(run: Path) -> None:
     assert min(np.abs(p.probs[a] - p.probs[b]).max() for a, b in ((0, 1), (0, 2), (1, 2))) > 1e-3
     # The same draws again: in another order, alone, and several of one member in a pass.
     ensemble = Ensemble.load(run)
-    seeds = list(methods.named("dropout").draws(trained(run, ensemble), {}, DRAWS))
+    seeds = list(methods.named("dropout").draws(trained(run, ensemble, 1, EPOCHS), {}, DRAWS))
     assert all(seed is not None for seed in seeds)
     for question in reversed(read_questions(run.parent / "test.jsonl")):
         n, K = p.question_ids.index(question.id), len(question.choices)
@@ -88,7 +73,7 @@ def test_dropout_draws_differ_and_each_is_one_function(run: Path) -> None:
 
 def test_without_masks_the_draws_are_the_member(run: Path) -> None:
     ensemble = Ensemble.load(run)
-    list(methods.named("dropout").draws(trained(run, ensemble), {}, 1))
+    list(methods.named("dropout").draws(trained(run, ensemble, 1, EPOCHS), {}, 1))
     p = ensemble.answer(ensemble.encode(read_questions(run.parent / "test.jsonl")), [0, 0])
     own = stored(run, f"ensemble-epoch-{EPOCHS:03d}")
     np.testing.assert_allclose(p.log_probs[0], own.log_probs[own.members.index(1)], rtol=2e-6, atol=2e-6)
@@ -102,7 +87,7 @@ def test_samples_differ_repeat_and_are_adapters_that_peft_reads(name: str, run: 
     assert min(np.abs(p.probs[a] - p.probs[b]).max() for a, b in ((0, 1), (0, 2), (1, 2))) > 1e-5
     sampled = {"predictive": "sampled"} if name == "laplace" else {}
     method, ensemble = methods.named(name, sampled), Ensemble.load(run)
-    of_run = trained(run, ensemble)
+    of_run = trained(run, ensemble, 1, EPOCHS)
     fitted = method.fit(of_run)
     asked = ensemble.encode(read_questions(run.parent / "test.jsonl"))
     answers = method.answer(of_run, fitted, asked, DRAWS)
@@ -110,12 +95,7 @@ def test_samples_differ_repeat_and_are_adapters_that_peft_reads(name: str, run: 
         # The same draws, in a stack of another size; float32 sums in another order.
         np.testing.assert_allclose(answers.log_probs, p.log_probs, atol=2**-16)
     for draw, _ in enumerate(method.draws(of_run, fitted, DRAWS)):
-        config, tensors = ensemble.stack.to_peft(0, str(RunFolder(run).config().base.model), None)
-        folder = tmp_path / str(draw)
-        folder.mkdir()
-        (folder / "adapter_config.json").write_text(config)
-        (folder / "adapter_model.safetensors").write_bytes(tensors)
-        again = Ensemble.load([folder], prompt=RunFolder(run).config().prompt).answer(asked, [0])
+        again = saved(run, ensemble, tmp_path / str(draw)).answer(asked, [0])
         np.testing.assert_allclose(again.log_probs[0], answers.log_probs[draw], atol=2**-16)
 
 
