@@ -150,7 +150,7 @@ def lines(found: MethodsTable) -> Iterator[str]:
             yield f"{row.name}: not to be had: {row.refused}"
     yield f"err: AUROC of errors; H: by entropy; costs: times those of {found.reference.name}"
     if outside:
-        yield f"OOD: AUROC of telling {outside[0]} apart, with as many choices in both"
+        yield f"OOD: AUROC of telling {outside[0]} apart, with as many choices in both (0.5: not at all)"
     yield from textwrap.wrap(descriptive(found), 110) or (
         "*: not significantly worse than the best of its column (p >= 0.05, Holm)",
     )
