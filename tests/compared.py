@@ -10,6 +10,8 @@ from typing import Any
 import numpy as np
 
 from ripieno.comparison import Index, MethodRow, predictions_file
+from ripieno.features import Features
+from ripieno.features import to_parquet as to_parquet_features
 from ripieno.parquet import to_parquet
 from ripieno.predictions import Predictions
 
@@ -52,6 +54,24 @@ def answers(name: str, r: MethodRow, drawn: dict[str, float], replicate: int, n:
         epoch=1,
         replicate=replicate,
     )
+
+
+def features(path: Path, name: str, n: int, shift: float) -> Features:
+    """Write what a base makes of the prompts of a set, as `ripieno compare` leaves it, and return it."""
+    drawn = np.random.default_rng(zlib.crc32(name.encode()))
+    dataset, split = name.rsplit("/", 1)
+    made = Features(
+        dataset,
+        split,
+        tuple(f"{name} {i}" for i in range(n)),
+        drawn.integers(20, 30, size=n) + round(3 * shift),
+        drawn.normal(loc=3.0 - shift, size=n),
+        drawn.normal(loc=shift, size=(n, 4)).astype(np.float32),
+    )
+    file = path / "features" / dataset / f"{split}.parquet"
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_bytes(to_parquet_features(made))
+    return made
 
 
 def folder(

@@ -1,18 +1,21 @@
 """The shipped configs say what they claim to say; the tests that run them stand elsewhere."""
 
+import math
 from itertools import combinations
 from pathlib import Path
 
 import pytest
 import yaml
 
+from ripieno import comparison_config
 from ripieno.config import Config, differences, load, parse
 from ripieno.data import mmlu
 from ripieno.data.splits import DatasetName
 
 ROOT = Path(__file__).resolve().parents[1]
 COMPARED = sorted((ROOT / "configs").glob("compare-*.yaml"))
-SHIPPED = sorted(set((ROOT / "configs").glob("*.yaml")) - set(COMPARED))
+BENCHMARK = sorted((ROOT / "configs").glob("benchmark-*.yaml"))
+SHIPPED = sorted(set((ROOT / "configs").glob("*.yaml")) - {*COMPARED, *BENCHMARK})
 EXACT = sorted((ROOT / "configs").glob("paper-exact-*.yaml"))
 CLEAN = sorted((ROOT / "configs").glob("paper-clean-*.yaml"))
 
@@ -58,6 +61,37 @@ HYPERPARAMETERS = {
     "evaluation.fixed_letters": True,
 }
 
+# What theirs and ours have in common (docs/benchmark.md); by set, how many questions are released to train on.
+PROTOCOL = {
+    "adapter.rank": 8,
+    "adapter.alpha": 16,
+    "adapter.dropout": 0,
+    "prompt.template": "letters",
+    "prompt.few_shot": None,
+    "training.members": 3,
+    "training.loss": "choices",
+    "training.learning_rate": 1e-4,
+    "training.schedule": "linear",
+    "training.warmup": 0.06,
+    "training.batch_size": 4,
+    "training.weight_decay": 0,
+    "training.lora_l2": 0,
+    "training.clip": None,
+    "training.bagging": False,
+    "training.shuffle_choices": False,
+    "training.max_tokens": 300,
+    "training.patience": None,
+}
+STEPS = 5000
+RELEASED = {
+    "winogrande:s": 640,
+    "winogrande:m": 2558,
+    "arc:challenge": 1119,
+    "arc:easy": 2251,
+    "openbookqa": 4957,
+    "boolq": 9427,
+}
+
 
 def value(config: Config, key: str) -> object:
     section, _, name = key.partition(".")
@@ -66,6 +100,11 @@ def value(config: Config, key: str) -> object:
 
 def name_of(path: Path) -> str:
     return path.stem
+
+
+def config_of(path: Path) -> Config:
+    """What a shipped file trains; of a comparison, its plain way of training."""
+    return load(path) if path in SHIPPED else comparison_config.load(path).experiment("plain", 3)
 
 
 def role_sets(config: Config) -> dict[str, tuple[str, ...]]:
@@ -112,9 +151,17 @@ def test_config_parses_and_is_written_back(path: Path) -> None:
     assert again.hash() == config.hash()
 
 
-@pytest.mark.parametrize("path", SHIPPED, ids=name_of)
+@pytest.mark.parametrize("path", [*COMPARED, *BENCHMARK], ids=name_of)
+def test_comparison_parses(path: Path) -> None:
+    config = comparison_config.load(path)
+    assert config.name == path.stem
+    for name in config.trainings:
+        assert config.experiment(name, 3).training.epochs == config.training.epochs
+
+
+@pytest.mark.parametrize("path", [*SHIPPED, *COMPARED, *BENCHMARK], ids=name_of)
 def test_config_names_data_sets_that_exist(path: Path) -> None:
-    config = load(path)
+    config = config_of(path)
     few_shot = (config.prompt.few_shot.dataset,) if config.prompt.few_shot else ()
     names = [name for sets in role_sets(config).values() for name in sets] + list(config.data.calibration)
     for name in (*names, *few_shot):
@@ -123,9 +170,9 @@ def test_config_names_data_sets_that_exist(path: Path) -> None:
     assert config.data.test
 
 
-@pytest.mark.parametrize("path", SHIPPED, ids=name_of)
+@pytest.mark.parametrize("path", [*SHIPPED, *COMPARED, *BENCHMARK], ids=name_of)
 def test_config_keeps_its_roles_apart(path: Path) -> None:
-    sets = [(role, DatasetName.parse(name)) for role, names in role_sets(load(path)).items() for name in names]
+    sets = [(role, DatasetName.parse(name)) for role, names in role_sets(config_of(path)).items() for name in names]
     shared = [(a[1].written, b[1].written) for a, b in combinations(sets, 2) if overlap(a[1], b[1])]
     assert not shared
 
@@ -184,3 +231,48 @@ def test_clean_config_differs_from_the_exact_one_in_its_roles_alone(run: str) ->
 @pytest.mark.parametrize("path", [*EXACT, *CLEAN], ids=name_of)
 def test_page_on_the_paper_names_the_config(path: Path) -> None:
     assert f"`{path.name}`" in (ROOT / "docs" / "paper.md").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("key", PROTOCOL)
+@pytest.mark.parametrize("path", BENCHMARK, ids=name_of)
+def test_benchmark_has_the_protocols_values(path: Path, key: str) -> None:
+    assert value(config_of(path), key) == PROTOCOL[key]
+
+
+@pytest.mark.parametrize("path", BENCHMARK, ids=name_of)
+def test_benchmark_takes_the_fewest_whole_epochs_of_the_protocols_steps(path: Path) -> None:
+    """Of the questions that are left to train on; its comment says how many steps that makes."""
+    config = comparison_config.load(path)
+    (train,) = map(DatasetName.parse, config.data.train)
+    per_epoch = math.ceil(round(RELEASED[train.dataset] * (train.stop - train.start)) / config.training.batch_size)
+    epochs = math.ceil(STEPS / per_epoch)
+    assert config.training.epochs == epochs
+    assert f"epochs: {epochs} # of {per_epoch:,} steps: {epochs * per_epoch:,}," in path.read_text(encoding="utf-8")
+    assert config.data.test == (f"{train.dataset}/validation",)
+    assert (config.seeds, config.trials) == (3, 1)
+
+
+def test_benchmarks_differ_in_their_questions_alone() -> None:
+    assert {DatasetName.parse(*config_of(path).data.train).dataset for path in BENCHMARK} == set(RELEASED)
+    first = comparison_config.load(BENCHMARK[0])
+    lengths = {"training.too_long", "evaluation.max_tokens", "evaluation.too_long"}  # passages are cut, questions never
+    for path in BENCHMARK[1:]:
+        other = comparison_config.load(path)
+        assert (other.rows, other.trainings, other.base) == (first.rows, first.trainings, first.base)
+        changed = {line.partition(": ")[0] for line in differences(config_of(BENCHMARK[0]), config_of(path))}
+        allowed = {"data.train", "data.validation", "data.calibration", "data.test", "data.out_of_domain"}
+        assert changed - {"training.epochs"} <= allowed | (lengths if path.stem.endswith("boolq") else set())
+
+
+@pytest.mark.parametrize("name", ["openbookqa", "arc-easy"])
+def test_what_runs_here_has_the_benchmarks_rows(name: str) -> None:
+    ours, theirs = (
+        comparison_config.load(ROOT / "configs" / f"{kind}-{name}.yaml") for kind in ("compare", "benchmark")
+    )
+    assert [row.model_copy(update={"draws": None}) for row in theirs.rows] == list(ours.rows)
+    assert set(ours.trainings) == set(theirs.trainings)
+
+
+@pytest.mark.parametrize("path", BENCHMARK, ids=name_of)
+def test_page_on_the_benchmark_names_the_config(path: Path) -> None:
+    assert f"`{path.name}`" in (ROOT / "docs" / "benchmark.md").read_text(encoding="utf-8")

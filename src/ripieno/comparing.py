@@ -21,6 +21,7 @@ from ripieno.comparison import Index, predictions_file
 from ripieno.comparison_config import Comparison, MethodRow
 from ripieno.config import Config
 from ripieno.data.matching import match_questions
+from ripieno.data.question import Question
 from ripieno.data.splits import DatasetName
 from ripieno.ensemble import Ensemble, assemble, load_base, questions_of
 from ripieno.errors import UserError
@@ -32,6 +33,7 @@ from ripieno.model.prediction import Asked
 from ripieno.parquet import to_parquet
 from ripieno.predictions import Predictions
 from ripieno.progress import Progress
+from ripieno.prompt_features import make_features, of_analysis
 from ripieno.runs import RunFolder, sha256_of
 from ripieno.seeds import derive
 
@@ -99,18 +101,21 @@ class World:
         return assemble(self.config, load_base(self.run, self.config.base, self.config.compute), [0], self.data_dir)
 
     @cached_property
-    def sets(self) -> dict[tuple[DatasetName, int | None], Asked]:
-        """The encoded calibration, test and out-of-domain sets, and those that are asked again with fewer choices."""
+    def questions(self) -> dict[DatasetName, list[Question]]:
+        """The questions of the calibration, test and out-of-domain sets."""
         data = self.config.data
         texts = dict.fromkeys((*data.calibration, *data.test, *data.out_of_domain))
-        questions = {
-            name: questions_of(self.run, self.config, name, self.data_dir) for name in map(DatasetName.parse, texts)
-        }
+        names = map(DatasetName.parse, texts)
+        return {name: questions_of(self.run, self.config, name, self.data_dir) for name in names}
+
+    @cached_property
+    def sets(self) -> dict[tuple[DatasetName, int | None], Asked]:
+        """The encoded calibration, test and out-of-domain sets, and those that are asked again with fewer choices."""
         found: dict[tuple[DatasetName, int | None], Asked] = {
-            (name, None): self.ensemble.encode(of_set) for name, of_set in questions.items()
+            (name, None): self.ensemble.encode(of_set) for name, of_set in self.questions.items()
         }
-        for name, fewest in matched_choices(self.config, questions):
-            matched = match_questions(questions[name], fewest, data.seed)
+        for name, fewest in matched_choices(self.config, self.questions):
+            matched = match_questions(self.questions[name], fewest, self.config.data.seed)
             found[name, fewest] = self.ensemble.encode(matched.questions)
         return found
 
@@ -166,6 +171,7 @@ def compare(
             for name in set(worlds) - set(row.training):
                 worlds[name].release()
             found.append(_row(config, row, worlds, kept, refused.get(row.name)))
+        _features(worlds, kept, progress)
         data = config.data
         index = Index(
             schema=1,
@@ -174,11 +180,20 @@ def compare(
             calibration=_names(data.calibration),
             test=_names(data.test),
             out_of_domain=_names(data.out_of_domain),
+            train=_names(data.train),
             shared_calibration=bool(set(data.calibration) & set(data.validation)),
             rows=tuple(found),
         )
         kept.write(folder / "rows.json", index.to_json())
     return folder
+
+
+def _features(worlds: Mapping[str, World], kept: RunFolder, progress: Progress) -> None:
+    """Write what the base alone makes of the prompts, which no way of training changes."""
+    world = next(iter(worlds.values()), None)
+    if world is not None and world.config.data.out_of_domain:
+        prompts = of_analysis(world.run, world.config, world.questions)
+        make_features(world.run, world.config, prompts, lambda: world.ensemble, progress, kept)
 
 
 def _start(config: Comparison, kept: RunFolder) -> None:

@@ -2,6 +2,7 @@
 
     FOLDER/rows.json                      `Index`: the rows of the table, data sets by role, how many replicates
     FOLDER/predictions/SLUG/*.parquet     a row's answers (`parquet`): one file a data set, all replicates in it
+    FOLDER/features/**/*.parquet          what the base alone makes of each set's prompts (`features`), or nothing
 
 A row's answers to a set that were asked again with fewer choices (`Predictions.choices_kept`) lie beside them.
 """
@@ -10,7 +11,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -18,6 +19,7 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from ripieno.errors import EnvironmentFault, UserError
+from ripieno.features import Features, read_features
 from ripieno.parquet import read_parquet
 from ripieno.predictions import Predictions
 
@@ -67,6 +69,8 @@ class Index(_Content):
     calibration: tuple[str, ...] = ()
     test: Annotated[tuple[str, ...], Field(min_length=1)]
     out_of_domain: tuple[str, ...] = ()
+    train: tuple[str, ...] = ()
+    """What the base makes of their prompts is what is familiar."""
     shared_calibration: bool = False
     """Whether the calibration questions also chose the rows' settings."""
     rows: Annotated[tuple[MethodRow, ...], Field(min_length=1)]
@@ -96,10 +100,17 @@ class Answers:
 
 @dataclass(frozen=True)
 class Compared:
-    """A whole folder: the index, and by slug the answers of every row that was not refused."""
+    """A whole folder.
+
+    Args:
+        index: what rows.json holds.
+        answers: by slug, of every row that was not refused.
+        features: by data set, what the base alone makes of its prompts; of as many sets as there are any of.
+    """
 
     index: Index
     answers: Mapping[str, Answers]
+    features: Mapping[str, Features] = field(default_factory=dict)
 
 
 def predictions_file(folder: Path, slug: str, name: str, choices: int | None = None) -> Path:
@@ -112,13 +123,15 @@ def read(folder: Path) -> Compared:
     """Read a folder, and put every row's questions in one order.
 
     Raises:
-        UserError: rows.json is missing or says what does not go together, a row lacks a data set or a replicate, or two
-            rows answered different questions.
+        UserError: rows.json is missing or says what does not go together, a row lacks a data set or a replicate, two
+            rows answered different questions, or a file of features holds something else.
         EnvironmentFault: a file cannot be read.
     """
     index = read_index(folder)
     asked: dict[tuple[str, int | None], Predictions] = {}
-    return Compared(index, {row.slug: _answers(folder, index, row, asked) for row in index.answered})
+    answers = {row.slug: _answers(folder, index, row, asked) for row in index.answered}
+    features = map(read_features, sorted((folder / "features").rglob("*.parquet")))
+    return Compared(index, answers, {of.name: of for of in features})
 
 
 def read_index(folder: Path) -> Index:

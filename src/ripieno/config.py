@@ -151,7 +151,8 @@ class Training(Section):
     loss: Literal["choices", "answer_token", "next_token"] = "choices"
     """`choices`: over the K choices; `answer_token`: over the vocabulary at the answer; `next_token`: every token."""
     learning_rate: Annotated[float, Field(gt=0)] = 1e-4
-    schedule: Literal["constant", "cosine"] = "constant"
+    schedule: Literal["constant", "linear", "cosine"] = "constant"
+    """Of the learning rate after the warm-up; `linear` and `cosine` fall to 0 at the last step."""
     warmup: Annotated[float, Field(ge=0, lt=1)] = 0.0
     """Share of the steps in which the learning rate rises from 0."""
     batch_size: PositiveInt = 8

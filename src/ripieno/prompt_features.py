@@ -1,4 +1,4 @@
-"""What a run keeps of the base alone, for the trivial baselines of out-of-domain detection: RUN/features."""
+"""What is kept of the base alone, for the trivial baselines of out-of-domain detection: RUN/features."""
 
 from __future__ import annotations
 
@@ -41,27 +41,34 @@ def make_features(
     prompt_sets: Iterable[PromptSet],
     ensemble: Callable[[], Ensemble],
     progress: Progress,
+    kept: RunFolder | None = None,
 ) -> None:
     """Write what the base alone computes on the prompts of some sets.
 
     Args:
-        run, config: an evaluated run.
+        run, config: a trained run.
         prompt_sets: see `of_analysis` and `as_evaluated`.
         ensemble: loads the base, where something is to be made.
         progress: advanced by one a question.
+        kept: the folder that keeps them; the run's own by default.
     """
     for prompt_set in prompt_sets:
-        if not _make(run, config, prompt_set, ensemble, progress):
+        if not _make(run, config, prompt_set, ensemble, progress, kept or run):
             return
 
 
 def _make(
-    run: RunFolder, config: Config, prompt_set: PromptSet, ensemble: Callable[[], Ensemble], progress: Progress
+    run: RunFolder,
+    config: Config,
+    prompt_set: PromptSet,
+    ensemble: Callable[[], Ensemble],
+    progress: Progress,
+    kept: RunFolder,
 ) -> bool:
     """Write the features of a set, where they are not there; return False where this base has none."""
     name, questions = prompt_set.name, prompt_set.questions
-    file, inputs = run.features(name.folder, name.file), _inputs(run, config, prompt_set)
-    if run.whole(file) and json.loads(pq.read_schema(file).metadata[b"ripieno"])["inputs"] == inputs:
+    file, inputs = kept.features(name.folder, name.file), _inputs(run, config, prompt_set)
+    if kept.whole(file) and json.loads(pq.read_schema(file).metadata[b"ripieno"])["inputs"] == inputs:
         progress.advance(len(questions))
         return True
     progress.describe(f"reading the prompts of {name.written}")
@@ -80,9 +87,9 @@ def _make(
     counts = {"available": prompt_set.available, "taken": len(questions), "too_long": sorted(left_out)}
     metadata = {**provenance.metadata(run, config), "inputs": inputs, "questions": counts}
     made = Features(name.dataset, name.split, ids, prompts.tokens, prompts.nll, prompts.hidden, metadata)
-    run.write(file, features.to_parquet(made))
+    kept.write(file, features.to_parquet(made))
     line = {"what": "features", "dataset": name.written, "questions": len(ids), "seconds": seconds}
-    run.append("timing.jsonl", line)
+    kept.append("timing.jsonl", line)
     return True
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -14,6 +15,7 @@ import yaml
 from commands import files_of, ripieno, rows, works, write_rows
 
 from ripieno.comparison import read, read_index
+from ripieno.features import read_features
 from ripieno.parquet import read_parquet
 from ripieno.predictions import Predictions
 
@@ -139,10 +141,27 @@ def test_costs_are_relative_to_one_member(folder: Path) -> None:
     assert cost["variational"].stored_bytes > 1.2 * single.stored_bytes
 
 
+def test_what_the_base_makes_of_the_prompts_is_kept_beside_the_answers(config: Path, folder: Path) -> None:
+    """As `ripieno evaluate` keeps it for one of the runs: the base is the same, whatever was trained over it."""
+    index = read_index(folder)
+    found = read(folder).features
+    assert set(found) == {*index.test, *index.out_of_domain, *index.train}
+    run = folder / "trainings" / "plain"
+    works("evaluate", run)
+    files = {of.name: of for of in map(read_features, (run / "features").rglob("*.parquet"))}
+    assert set(files) == set(found)
+    for name, of in files.items():
+        assert of.question_ids == found[name].question_ids
+        np.testing.assert_array_equal(of.prompt_tokens, found[name].prompt_tokens)
+        np.testing.assert_allclose(of.hidden, found[name].hidden, atol=2**-16)  # float32, in passes of other sizes
+    said = works("compare", folder)
+    assert re.search(r"Told apart without any answer: prompt length \d.\d\d, .*, base's hidden state \d.\d\d", said)
+
+
 def test_started_again_it_computes_nothing_and_what_is_lost_is_asked_again(config: Path, folder: Path) -> None:
-    before = files_of(folder / "predictions")
+    before, made = files_of(folder / "predictions"), files_of(folder / "features")
     works("compare", config, "--run", folder)
-    assert files_of(folder / "predictions") == before
+    assert (files_of(folder / "predictions"), files_of(folder / "features")) == (before, made)
     lost = folder / "predictions" / "laplace"
     for file in lost.iterdir():
         file.unlink()

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from commands import works
 
-from ripieno import comparison_config
+from ripieno import comparison_config, methods
 from ripieno.data import splits
 from ripieno.data.question import Question
 from ripieno.data.splits import DatasetName
@@ -21,7 +21,10 @@ from ripieno.runs import RunFolder
 
 ROOT = Path(__file__).resolve().parents[2]
 COMPARED = sorted((ROOT / "configs").glob("compare-*.yaml"))
-SHIPPED = sorted(set((ROOT / "configs").glob("*.yaml")) - set(COMPARED))
+BENCHMARK = sorted((ROOT / "configs").glob("benchmark-*.yaml"))
+SHIPPED = sorted(set((ROOT / "configs").glob("*.yaml")) - {*COMPARED, *BENCHMARK})
+# Of the benchmark's configs, which differ in their questions alone, one whose questions were all released as files.
+RUN = [*COMPARED, ROOT / "configs" / "benchmark-openbookqa.yaml"]
 FEW = 5
 
 
@@ -44,19 +47,30 @@ def length(question: Question) -> tuple[int, str]:
     return len(question.question + "".join(question.choices)), question.id
 
 
-@pytest.mark.parametrize("path", COMPARED, ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", RUN, ids=lambda path: path.stem)
 def test_comparison_runs(
     path: Path, base: Path, tmp_path: Path, few_questions: None, request: pytest.FixtureRequest
 ) -> None:
     packaged = path.stem == "compare-demo"
     data = [] if packaged else ["--data-dir", request.getfixturevalue("released")]
-    settings = [f"base.model={base}", "base.revision=null", "seeds=2", "training.members=2", "training.epochs=2"]
+    seeds = 2 if packaged else 1
+    settings = [f"base.model={base}", "base.revision=null", f"seeds={seeds}", "training.members=2", "training.epochs=2"]
     given = [part for setting in settings for part in ("--set", setting)]
     said = works("compare", path, "--run", tmp_path / "compared", *data, *given)
     config = comparison_config.load(path)
     for row in config.rows:
         assert row.name[:20] in said
-    assert "refused" not in said
+    assert "not to be had" not in said
+
+
+@pytest.mark.parametrize("path", BENCHMARK, ids=lambda path: path.stem)
+def test_benchmark_refuses_no_row(path: Path) -> None:
+    config = comparison_config.load(path)
+    for row in config.rows:
+        for training, settings in row.trials:
+            experiment = config.experiment(training, config.training.members)
+            count = row.draws or config.training.members
+            assert methods.named(row.method, settings).refusal(experiment, config.training.epochs, count) is None
 
 
 @pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)

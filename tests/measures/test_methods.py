@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from compared import LAPLACE, OUTSIDE, TEST, folder, row
+from compared import CALIBRATION, LAPLACE, OUTSIDE, TEST, features, folder, row
 from ripieno import measures
 from ripieno.comparison import predictions_file, read
 from ripieno.errors import UserError
@@ -19,6 +19,7 @@ from ripieno.measures import methods
 from ripieno.measures.bootstrap import draw, resampled_means
 from ripieno.measures.estimates import NO_PAIR, TURNS_NEGATIVE
 from ripieno.measures.methods import MethodsTable, standard_error
+from ripieno.measures.ood import NO_REFERENCE, Detector
 from ripieno.measures.replicates import t_p_value, t_quantile
 from ripieno.parquet import read_parquet, to_parquet
 
@@ -223,6 +224,43 @@ def test_few_replicates_are_descriptive(tmp_path: Path) -> None:
 def test_without_calibration_there_is_no_temperature(tmp_path: Path) -> None:
     table = tabulated(folder(tmp_path, [row("single")], calibration=()))
     assert table.column("nll", "temperature")["single"].reason == methods.NO_CALIBRATION
+
+
+def test_foreign_questions_are_told_apart_without_any_answer(tmp_path: Path) -> None:
+    """By counting pairs: a foreign question before a familiar one, ties by half; nothing of it was trained."""
+    other = "other/test"
+    path = folder(tmp_path, [row("single"), row("worse", noise=3.0)], test=(TEST, other), train=(CALIBRATION,))
+    assert tabulated(path).trivial == {}
+    known = {name: features(path, name, 120, shift) for name, shift in {TEST: 0.0, other: 0.0, OUTSIDE: 0.4}.items()}
+    found = tabulated(path).trivial
+    assert found[OUTSIDE, "mahalanobis"].reason == NO_REFERENCE
+    detector = Detector.fit(features(path, CALIBRATION, 50, 0.0).hidden)
+    found = tabulated(path).trivial
+    scores = {
+        "prompt_length": lambda of: of.prompt_tokens,
+        "perplexity": lambda of: of.prompt_nll,
+        "mahalanobis": lambda of: detector.distance(of.hidden),
+    }
+    assert list(found) == [(OUTSIDE, baseline) for baseline in scores]
+    for baseline, score in scores.items():
+        inside, outside = np.concatenate([score(known[TEST]), score(known[other])]), score(known[OUTSIDE])
+        pairs = np.sign(outside[:, None] - inside[None, :])
+        estimate = found[OUTSIDE, baseline]
+        assert estimate.value == pytest.approx((pairs.mean() + 1) / 2)
+        assert estimate.n == 360
+        # Half the width is 1.96 roots of the Mann-Whitney variance (DeLong et al. 1988); 200 resamples know it to 5%.
+        error = math.sqrt(pairs.mean(0).var(ddof=1) / 240 / 4 + pairs.mean(1).var(ddof=1) / 120 / 4)
+        assert estimate.low is not None
+        assert estimate.high is not None
+        assert (estimate.high - estimate.low) / 2 == pytest.approx(1.96 * error, rel=4 * 0.05)
+
+
+def test_a_set_whose_prompts_the_base_did_not_read_says_so(tmp_path: Path) -> None:
+    path = folder(tmp_path, [row("single")], train=(CALIBRATION,))
+    for name, n in ((CALIBRATION, 50), (TEST, 120), (OUTSIDE, 119)):
+        features(path, name, n, 0.0)
+    [reason] = {estimate.reason for estimate in tabulated(path).trivial.values()}
+    assert reason == "what the base makes of the questions was not stored"
 
 
 @pytest.mark.parametrize(

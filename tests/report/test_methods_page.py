@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from test_build import Page
 
-from compared import OUTSIDE, TEST, folder, row
+from compared import OUTSIDE, TEST, features, folder, row
 from ripieno.comparison import Index, MethodRow
 from ripieno.measures import methods as numbers
 from ripieno.measures.methods import Cell, Difference, MethodsTable, Ratios
@@ -129,6 +129,37 @@ def test_the_csv_holds_every_number(found: tuple[Path, MethodsTable]) -> None:
     assert (float(line["value"]), line["best"], line["not_worse"]) == (cell.value, "True", "True")
     [refused] = [x for x in lines if x["row"] == "swag" and x["measure"] == "training_tokens"]
     assert refused["reason"] == "it needs 20 <i>checkpoints</i>"
+
+
+def test_what_knows_nothing_of_the_answers_stands_beside_the_rows(tmp_path: Path) -> None:
+    """A foreign set of shorter prompts, likelier to the base; without training questions no distance says anything."""
+    path = folder(tmp_path, [row("single"), row("ensemble", answers=3)])
+    assert not any("without any answer" in text.lower() for text in (*methods.lines(methods.table(path)), html(path)))
+    for name, shift in ((TEST, 0.0), (OUTSIDE, -1.5)):
+        features(path, name, 120, shift)
+    table = methods.table(path)
+    length, perplexity = (table.trivial[OUTSIDE, name].value for name in ("prompt_length", "perplexity"))
+    assert length is not None
+    assert perplexity is not None
+    [line] = [line for line in methods.lines(table) if line.startswith("Told apart without any answer")]
+    assert line.endswith(f": prompt length {length:.2f}, base's perplexity {perplexity:.2f}")
+    page = Page(html(path))
+    assert f"without any answer {length:.2f}" in " ".join(page.text.split())
+    assert "there are no training questions whose hidden states say what is familiar" in page.text
+    # A length below 0.5 tells the sets apart as well: which does so best is said by its distance from chance.
+    [said] = [text for finding in tell(table) for text in finding.points if text.startswith("Without any answer")]
+    best, value = max((("the prompt’s length", 1 - length), ("how odd", perplexity)), key=lambda pair: pair[1])
+    assert f"AUROC {value:.2f} (" in said
+    assert best.replace("’", "'") in said
+    with (path / "report" / "table.csv").open(newline="") as file:
+        rows = {x["measure"]: x for x in csv.DictReader(file) if not x["row"]}
+    assert list(rows) == ["ood_auroc_prompt_length", "ood_auroc_perplexity", "ood_auroc_mahalanobis"]
+    assert float(rows["ood_auroc_perplexity"]["value"]) == perplexity
+    assert rows["ood_auroc_perplexity"]["dataset"] == OUTSIDE
+
+
+def html(path: Path) -> str:
+    return methods.tabulate(path).read_text(encoding="utf-8")
 
 
 def test_the_terminals_table_fits(found: tuple[Path, MethodsTable]) -> None:

@@ -503,6 +503,15 @@ def test_learning_rate_falls_along_half_a_cosine() -> None:
     assert sorted(rates[2:], reverse=True) == rates[2:]
 
 
-@pytest.mark.parametrize("schedule", ["constant", "cosine"])
+def test_learning_rate_falls_along_a_line() -> None:
+    """From the peak at the first step after the warm-up by as much each step, to 0 after the last."""
+    settings = config(learning_rate=0.3, schedule="linear", warmup=0.2)
+    rates = [learning_rate(settings, step, 10) for step in range(11)]
+    assert rates[:2] == pytest.approx([0.15, 0.3], rel=1e-15)
+    # 1 - i / 8 is exact but for the rounding of the product.
+    assert rates[2:] == pytest.approx([0.3 * (8 - i) / 8 for i in range(9)], rel=1e-15)
+
+
+@pytest.mark.parametrize("schedule", ["constant", "linear", "cosine"])
 def test_learning_rate_of_a_single_step_is_positive(schedule: str) -> None:
     assert learning_rate(config(learning_rate=0.3, schedule=schedule), 0, 1) == 0.3

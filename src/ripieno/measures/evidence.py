@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 from ripieno.measures.about import About
 from ripieno.measures.analysis import analyze, last_epochs
@@ -13,7 +13,7 @@ from ripieno.measures.comparisons import compare_rows, compare_with_references, 
 from ripieno.measures.dynamics import flows
 from ripieno.measures.ensemble_size import apart_by_members, by_members
 from ripieno.measures.estimates import Costs
-from ripieno.measures.ood import Detector, tell_apart
+from ripieno.measures.ood import tell_apart, with_distances
 from ripieno.measures.replicates import over_replicates
 from ripieno.measures.table import Analysis, Row, SizePoint
 from ripieno.measures.uncertainty import Floats
@@ -63,7 +63,7 @@ class Evidence:
         Raises:
             ValueError: a pair names what is not there.
         """
-        about = self._with_distances()
+        about = with_distances(self.about, self.familiar)
         rows = analyze(
             self.predictions,
             calibration=self.calibration,
@@ -83,16 +83,6 @@ class Evidence:
             sizes=self._by_members(about, bins, resamples, seed),
             flows=flows(self.predictions),
         )
-
-    def _with_distances(self) -> Mapping[str, About]:
-        """Return what is known of the questions, with the distances of their hidden states in the place of these."""
-        if self.familiar is None or len(self.familiar) < 2:
-            return self.about
-        detector = Detector.fit(self.familiar)
-        return {
-            name: of if of.hidden is None else replace(of, hidden=None, distance=detector.distance(of.hidden))
-            for name, of in self.about.items()
-        }
 
     def _told_apart(self, about: Mapping[str, About], resamples: int, seed: int) -> list[Row]:
         """Tell each foreign set from each familiar one, as each method does at each epoch.

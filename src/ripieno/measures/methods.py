@@ -23,20 +23,22 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ripieno.comparison import Answers, Compared, Index, MethodRow
+from ripieno.measures.about import About
 from ripieno.measures.accuracy import brier, correct, nll
 from ripieno.measures.analysis import NO_FIT
 from ripieno.measures.bootstrap import MOST_UNDEFINED, RESAMPLES, Counts, draw, holm, resampled
 from ripieno.measures.calibration import ece, ece_null
 from ripieno.measures.estimates import NO_ANSWER, NO_ERROR, NO_PAIR, NO_SUCCESS, TURNS_NEGATIVE, View
-from ripieno.measures.ood import k_matched
+from ripieno.measures.ood import k_matched, of_prompt, with_distances
 from ripieno.measures.ranking import auroc
 from ripieno.measures.replicates import t_p_value, t_quantile
+from ripieno.measures.table import BASELINES, Estimate
 from ripieno.measures.temperature import apply_temperature, fit_temperature
 from ripieno.measures.uncertainty import Floats, confidence, decompose, entropy, pool_logits
 from ripieno.predictions import Predictions, concatenate
@@ -44,6 +46,8 @@ from ripieno.predictions import Predictions, concatenate
 SIGNIFICANT = 0.05
 FEWEST_REPLICATES = 5  # below, the table describes these trainings and claims nothing
 OOD = ("ood_auroc_entropy", "ood_auroc_mi")
+# What knows nothing of the answers; without their number of choices, as both sets have as many.
+TRIVIAL = tuple(name for name in BASELINES if name != "choices")
 HIGHER_IS_BETTER = ("accuracy", "error_auroc_entropy", "error_auroc_mi", *OOD)
 LOWER_IS_BETTER = ("nll", "brier")
 ROUNDING = 1e-12  # of means of a few thousand numbers around 1
@@ -123,12 +127,16 @@ class MethodsTable:
         domain: the name of the pooled test sets in cells.
         cells: of the rows that were not refused; column by column.
         ratios: by the row's name, refused ones among them.
+        trivial: by foreign set and name in `TRIVIAL`, the AUROC of telling it from the pooled test sets without any
+            answer, by the prompts with all choices. Nothing of it was trained, so its interval speaks of other
+            questions alone. Empty where the folder holds no features.
     """
 
     index: Index
     domain: str
     cells: tuple[Cell, ...]
     ratios: Mapping[str, Ratios]
+    trivial: Mapping[tuple[str, str], Estimate] = field(default_factory=dict)
 
     @property
     def descriptive(self) -> bool:
@@ -183,7 +191,7 @@ def tabulate(compared: Compared, *, resamples: int = RESAMPLES, seed: int = 0) -
     reference = _reference(index)
     cells = [cell for key, column in columns.items() for cell in _compared(key, column, reference.name)]
     ratios = {row.name: _ratios(row, reference) for row in index.rows}
-    return MethodsTable(index, domain, tuple(cells), ratios)
+    return MethodsTable(index, domain, tuple(cells), ratios, _trivial(compared, resamples, seed))
 
 
 def standard_error(values: Floats, draws: Floats, questions: int) -> tuple[float, int]:
@@ -262,7 +270,10 @@ def _measured(
         for name, of in sets.items()
         if name in index.out_of_domain
     }
-    draws = {name: _draw(of[0], "outside" if name in pairs else "inside", resamples, seed) for name, of in sets.items()}
+    draws = {
+        name: _draw(len(of[0].question_ids), "outside" if name in pairs else "inside", resamples, seed)
+        for name, of in sets.items()
+    }
 
     def one_way(temperatures: Sequence[Floats | None]) -> dict[tuple[str, str], _Measured]:
         found: dict[tuple[str, str], _Measured] = {}
@@ -284,10 +295,15 @@ def _measured(
     return found | {(*key, "temperature"): x for key, x in one_way(fits).items()}
 
 
-def _draw(p: Predictions, purpose: str, resamples: int, seed: int) -> Counts | None:
+def _draw(questions: int, purpose: str, resamples: int, seed: int) -> Counts | None:
     """Resample the questions of a set; None where there are too few to draw from."""
-    N = len(p.question_ids)
-    return draw(N, resamples=resamples, seed=seed, purpose=purpose) if N > 1 else None
+    return draw(questions, resamples=resamples, seed=seed, purpose=purpose) if questions > 1 else None
+
+
+def _draw_both(inside: int, outside: int, resamples: int, seed: int) -> Counts | None:
+    """Resample the questions of the own set and of a foreign one, one after the other."""
+    own, foreign = _draw(inside, "inside", resamples, seed), _draw(outside, "outside", resamples, seed)
+    return None if own is None or foreign is None else np.concatenate([own, foreign], axis=1)
 
 
 def _of_set(views: Sequence[View], counts: Counts | None, resamples: int, seed: int) -> dict[str, _Measured]:
@@ -398,16 +414,14 @@ def _apart(
     if reason is not None:
         return {measure: _Measured(0, reason=reason) for measure in OOD}
     whole = [pair for pair in pairs if not isinstance(pair, str)]
-    inside, outside = (
-        _draw(p, where, resamples, seed) for p, where in zip(whole[0], ("inside", "outside"), strict=True)
-    )
-    counts = None if inside is None or outside is None else np.concatenate([inside, outside], axis=1)
+    inside, outside = (len(p.question_ids) for p in whole[0])
+    counts = _draw_both(inside, outside, resamples, seed)
     by_entropy, by_mi = [], []
     for pair, T in zip(whole, temperatures, strict=True):
         views = [_view(p, T, pooling) for p in pair]
         by_entropy.append(_told_apart(*(entropy(view.pooled) for view in views)))
         by_mi.append(_told_apart(*(_disagreement(view) for view in views)))
-    n = sum(len(p.question_ids) for p in whole[0])
+    n = inside + outside
     return {measure: _estimate(of, n, counts, n) for measure, of in zip(OOD, (by_entropy, by_mi), strict=True)}
 
 
@@ -418,6 +432,51 @@ def _told_apart(inside: Floats | str, outside: Floats | str) -> Statistic:
     scores = np.concatenate([inside, outside])
     is_outside = np.repeat([False, True], [len(inside), len(outside)])
     return lambda weights: auroc(scores, is_outside, weights)
+
+
+def _trivial(compared: Compared, resamples: int, seed: int) -> dict[tuple[str, str], Estimate]:
+    """Tell each foreign set from the pooled test sets by what the base makes of their prompts."""
+    index, features = compared.index, compared.features
+    evaluated = (*index.test, *index.out_of_domain)
+    if not features:
+        return {}
+    hidden = [features[name].hidden for name in index.train if name in features]
+    about = with_distances(
+        {
+            name: About(of.question_ids, prompt_tokens=of.prompt_tokens, prompt_nll=of.prompt_nll, hidden=of.hidden)
+            for name, of in features.items()
+            if name in evaluated
+        },
+        np.concatenate(hidden) if hidden else None,
+    )
+    # Every row answered the same questions.
+    asked = {name: of[0].question_ids for name, of in compared.answers[index.answered[0].slug].sets.items()}
+    known = {name: about.get(name, About(())).of(asked[name]) for name in evaluated}
+    n_inside = sum(len(asked[name]) for name in index.test)
+    found = {}
+    for baseline in TRIVIAL:
+        scores = {name: of_prompt(baseline, of) for name, of in known.items()}
+        inside = _joined([scores[name] for name in index.test])
+        for name in index.out_of_domain:
+            n = n_inside + len(asked[name])
+            counts = _draw_both(n_inside, len(asked[name]), resamples, seed)
+            found[name, baseline] = _alone(_estimate([_told_apart(inside, scores[name])], n, counts, n))
+    return found
+
+
+def _joined(parts: Sequence[Floats | str]) -> Floats | str:
+    """Return the scores of several sets as those of one, or why one of them has none."""
+    defined = [part for part in parts if not isinstance(part, str)]
+    return np.concatenate(defined) if len(defined) == len(parts) else next(p for p in parts if isinstance(p, str))
+
+
+def _alone(x: _Measured) -> Estimate:
+    """Return a number that is compared with no other."""
+    if x.values is None:
+        # How to mend it is told for a run, and this is none.
+        return Estimate(None, x.n, reason=None if x.reason is None else x.reason.split("; ")[0])
+    ends = (None, None) if x.draws is None else _Tested(x.values, x.draws, x.n).interval()
+    return Estimate(float(x.values.mean()), x.n, *ends)
 
 
 def _estimate(statistics: Sequence[Statistic], n: int, counts: Counts | None, questions: int) -> _Measured:

@@ -76,6 +76,22 @@ class Detector:
         return distances
 
 
+def with_distances(about: Mapping[str, About], familiar: Floats | None) -> Mapping[str, About]:
+    """Return what is known of the questions, with the distances of their hidden states in the place of these.
+
+    Args:
+        about: by data set.
+        familiar: [N, D], the hidden states of training questions; None or fewer than two say nothing.
+    """
+    if familiar is None or len(familiar) < 2:
+        return about
+    detector = Detector.fit(familiar)
+    return {
+        name: of if of.hidden is None else replace(of, hidden=None, distance=detector.distance(of.hidden))
+        for name, of in about.items()
+    }
+
+
 def tell_apart(
     inside: Predictions,
     outside: Predictions,
@@ -210,6 +226,16 @@ def _score(name: str, p: Predictions, about: About) -> Floats | str:
         return -confidence(pool(p.probs))
     if name == "choices":
         return p.mask.sum(axis=1).astype(np.float64)
+    return of_prompt(name, about)
+
+
+def of_prompt(name: str, about: About) -> Floats | str:
+    """Return what a trivial baseline makes of each prompt [N], higher where it should be foreign, or why it cannot.
+
+    Args:
+        name: one of `table.BASELINES` but the number of choices.
+        about: what is known of the questions, with distances (`with_distances`).
+    """
     if name == "prompt_length":
         return NO_FEATURES if about.prompt_tokens is None else about.prompt_tokens.astype(np.float64)
     if name == "perplexity":

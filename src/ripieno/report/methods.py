@@ -6,6 +6,7 @@ import csv
 import io
 import textwrap
 from collections.abc import Iterator, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +18,10 @@ from ripieno.report import curves
 from ripieno.report.build import environment, harmless
 from ripieno.report.drawing import Panel
 from ripieno.report.methods_story import after, descriptive, main_variant, mark, tell
-from ripieno.report.names import MEASURES
+from ripieno.report.names import BASELINES, MEASURES
 from ripieno.report.results import Interval
 from ripieno.report.tables import Cell as Shown
+from ripieno.report.terminal import TRIVIAL
 from ripieno.report.words import counted, probability
 from ripieno.runs import write_atomically
 
@@ -78,11 +80,14 @@ def write(folder: Path, found: MethodsTable) -> None:
 
 
 def to_csv(found: MethodsTable) -> str:
-    """Return the long table: a line a number, one a cost, and one a refused row; no text starts a formula."""
+    """Return the long table: a line a number, one a cost, and one a refused row; no text starts a formula.
+
+    What tells a set apart without any answer is no row's.
+    """
     buffer = io.StringIO()
     writer = csv.writer(buffer, lineterminator="\n")
     writer.writerow((*CSV, *CSV_MORE))
-    for line in (*map(_csv_cell, found.cells), *_csv_rows(found)):
+    for line in (*map(_csv_cell, found.cells), *_csv_trivial(found), *_csv_rows(found)):
         writer.writerow([harmless(line.get(column)) for column in (*CSV, *CSV_MORE)])
     return buffer.getvalue()
 
@@ -95,6 +100,11 @@ def _csv_cell(cell: Cell) -> dict[str, Any]:
         "p_holm": None if cell.to_best is None else cell.to_best.p_holm,
         **dict(zip(more, values, strict=True)),
     }
+
+
+def _csv_trivial(found: MethodsTable) -> Iterator[dict[str, Any]]:
+    for (name, baseline), x in found.trivial.items():
+        yield {"dataset": name, "measure": f"ood_auroc_{baseline}", **asdict(x)}
 
 
 def _csv_rows(found: MethodsTable) -> Iterator[dict[str, Any]]:
@@ -129,12 +139,18 @@ def lines(found: MethodsTable) -> Iterator[str]:
         for row in found.index.answered:
             cells = [_plain(found, row, f"ood_auroc_{u}", variant, name) for u in ("entropy", "mi")]
             yield f"  {_short(row.name):<{NAME}}H{cells[0]}   MI{cells[1]}"
+    for name in outside:
+        values = {b: x.value for (of, b), x in found.trivial.items() if of == name}
+        told = [f"{TRIVIAL[b]} {value:.2f}" for b, value in values.items() if value is not None]
+        if told:
+            of_set = f" ({name})" if len(outside) > 1 else ""
+            yield from textwrap.wrap(f"Told apart without any answer{of_set}: {', '.join(told)}", 110)
     for row in found.index.rows:
         if row.refused is not None:
             yield f"{row.name}: not to be had: {row.refused}"
     yield f"err: AUROC of errors; H: by entropy; costs: times those of {found.reference.name}"
     if outside:
-        yield f"OOD: AUROC of telling {outside[0]} apart, with as many choices in both"
+        yield f"OOD: AUROC of telling {outside[0]} apart, with as many choices in both (0.5: not at all)"
     yield from textwrap.wrap(descriptive(found), 110) or (
         "*: not significantly worse than the best of its column (p >= 0.05, Holm)",
     )
@@ -177,6 +193,8 @@ def page(found: MethodsTable) -> str:
             inside=[*(_block(found, found.domain, v, COLUMNS) for v in variants), *single],
             outside_columns=OUTSIDE,
             outside=outside,
+            trivial_columns={baseline: BASELINES[baseline] for baseline in methods.TRIVIAL},
+            trivial=[_without_answers(found, name) for name in index.out_of_domain] if found.trivial else [],
             compared_columns=COMPARED,
             compared=[_differences(found, variant)],
             panels=_panels(found, variant),
@@ -201,6 +219,19 @@ def _block(found: MethodsTable, name: str, variant: str | None, columns: dict[st
     n = max(cell.n for cell in by_column["accuracy"].values())
     role = "out of domain" if name in found.index.out_of_domain else "in domain"
     return {"set": {"name": f"{name}, {after(variant)}", "role": role, "n": n}, "lines": shown}
+
+
+def _without_answers(found: MethodsTable, name: str) -> dict[str, Any]:
+    """Return what tells a foreign set apart and knows nothing of the answers: one line."""
+    estimates = [found.trivial[name, baseline] for baseline in methods.TRIVIAL]
+    shown = [
+        Shown("–", reason=x.reason or "")
+        if x.value is None
+        else Shown(f"{x.value:.2f}", "" if x.low is None else f"{x.low:.2f} to {x.high:.2f}")
+        for x in estimates
+    ]
+    role = f"told from {found.domain}"
+    return {"set": {"name": name, "role": role, "n": estimates[0].n}, "lines": [("without any answer", shown)]}
 
 
 def _shown(found: MethodsTable, cell: Cell, null: Cell | None) -> Shown:

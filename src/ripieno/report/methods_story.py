@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 from ripieno.measures.methods import SIGNIFICANT, Cell, Difference, MethodsTable
 from ripieno.report.results import Interval
 from ripieno.report.story import Finding
+from ripieno.report.unfamiliar import NAMES, either_side
 from ripieno.report.words import counted, listed, points, probability, spoken, turned
 
 # Measures that rank questions: what ranks them, and what it should find.
@@ -125,7 +126,22 @@ def _finding(table: MethodsTable) -> Finding | None:
     sentences = [sentence for sentence in said if sentence]
     if not sentences:
         return None
+    sentences += _without_answers(table)
     return Finding("Whose uncertainty finds errors, and foreign questions?", sentences[0], tuple(sentences[1:]))
+
+
+def _without_answers(table: MethodsTable) -> Iterator[str]:
+    """Say what tells each foreign set apart best of all that knows nothing of the answers."""
+    for name in table.index.out_of_domain:
+        told = {
+            baseline: either_side(Interval(x.value, x.low, x.high))
+            for (of, baseline), x in table.trivial.items()
+            if of == name and x.value is not None
+        }
+        if told:
+            best = max(told, key=lambda baseline: told[baseline].value)
+            auroc = spoken(told[best], ".2f")
+            yield f"Without any answer, {NAMES[best]} alone finds foreign questions ({name}), AUROC {auroc}."
 
 
 def _best_of(table: MethodsTable, measure: str, variant: str | None, name: str, does: str) -> str | None:

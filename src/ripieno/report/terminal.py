@@ -13,6 +13,12 @@ from ripieno.measures.table import Analysis, Comparison, Estimate, Row
 from ripieno.report.words import counted
 
 FEW = ("accuracy", "nll", "ece")  # what a reader wants first
+# What tells data sets apart without asking a member.
+TRIVIAL = {
+    "prompt_length": "prompt length",
+    "perplexity": "base's perplexity",
+    "mahalanobis": "base's hidden state",
+}
 
 
 def summary(analysis: Analysis, method: str) -> Iterator[str]:
@@ -124,14 +130,7 @@ def compared(comparisons: Sequence[Comparison]) -> Iterator[str]:
 
 def _apart(rows: Sequence[Row], method: str, epoch: int) -> Iterator[str]:
     """Yield how well foreign sets are told from the familiar ones, with as many choices in both."""
-    wanted = {
-        "entropy": "entropy",
-        "mi": "members' disagreement",
-        "confidence": "confidence",
-        "prompt_length": "prompt length",
-        "perplexity": "base's perplexity",
-        "mahalanobis": "base's hidden state",
-    }
+    wanted = {"entropy": "entropy", "mi": "members' disagreement", "confidence": "confidence", **TRIVIAL}
     found: dict[tuple[str, str], dict[str, Row]] = {}
     for row in rows:
         own = (row.method, row.epoch, row.variant) == (method, epoch, "k_matched")

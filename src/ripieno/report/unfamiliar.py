@@ -61,7 +61,7 @@ def signs_on(results: Results, home: EvaluatedSet, away: EvaluatedSet) -> Signs:
         return Signs(away, 0, False, None, None, False, None, f"{away.short}: not measured.")
     best = max(own.values(), key=lambda x: x.value)
     # A baseline may lie on either side of chance: what is always shorter gives itself away as well.
-    trivial = {score: _either_side(x) for score in BASELINES if (x := found[score]) is not None}
+    trivial = {score: either_side(x) for score in BASELINES if (x := found[score]) is not None}
     strongest = max(trivial, key=lambda score: trivial[score].value, default=None)
     beaten = strongest if strongest and trivial[strongest].apart(best) == 1 else None
     said = ", ".join(f"{pairs(x)} by {NAMES[score]}" for score, x in own.items())
@@ -132,7 +132,7 @@ def _auroc(results: Results, home: EvaluatedSet, away: EvaluatedSet, score: str,
     return interval_of(results.apart(away.name, home.name, f"ood_auroc_{score}", matched))
 
 
-def _either_side(x: Interval) -> Interval:
+def either_side(x: Interval) -> Interval:
     """Return an AUROC as how well it tells two sets apart, whichever of them is the higher one."""
     if x.value >= 0.5:
         return x

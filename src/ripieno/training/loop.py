@@ -35,7 +35,7 @@ def member_seed(seed: int, member: int) -> int:
 def learning_rate(config: Config, step: int, steps: int) -> float:
     """Return the learning rate of a step (0 is the first) of a training of `steps` steps.
 
-    It rises linearly over the warm-up, then stays, or falls to 0 along half a cosine (arXiv:1608.03983).
+    It rises linearly over the warm-up, then stays, or falls to 0 along a line or half a cosine (arXiv:1608.03983).
     """
     training = config.training
     warmup = round(training.warmup * steps)
@@ -44,6 +44,8 @@ def learning_rate(config: Config, step: int, steps: int) -> float:
     if training.schedule == "constant":
         return training.learning_rate
     done = (step - warmup) / max(steps - warmup, 1)
+    if training.schedule == "linear":
+        return training.learning_rate * (1 - done)
     return training.learning_rate * (1 + math.cos(math.pi * done)) / 2
 
 
