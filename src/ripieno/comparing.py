@@ -26,7 +26,7 @@ from ripieno.data.splits import DatasetName
 from ripieno.ensemble import Ensemble, assemble, load_base, questions_of
 from ripieno.errors import UserError
 from ripieno.evaluation import Sampling, fit, matched_choices
-from ripieno.experiment import train
+from ripieno.experiment import assign_roles, train, work
 from ripieno.methods import Method
 from ripieno.methods.trained import Known, Trained
 from ripieno.model.prediction import Asked
@@ -156,11 +156,10 @@ def compare(
         refused = {row.name: why for row in config.rows if (why := _refusal(config, row))}
         _start(config, kept)
         possible = [row for row in config.rows if row.name not in refused]
+        progress.expect(_units(config, possible, data_dir))
         worlds = {}
         for name in dict.fromkeys(training for row in possible for training in row.training):
-            rows = [row for row in possible if name in row.training]
-            every = config.training.members
-            repeated = every if any(len(_method(row).stands_on(range(every))) > 1 for row in rows) else 1
+            repeated = _repeated(config, possible, name)
             runs = [
                 train(experiment, folder / "trainings" / experiment.name, data_dir=data_dir, progress=progress)
                 for experiment in _experiments(config, name, repeated)
@@ -210,6 +209,32 @@ def _start(config: Comparison, kept: RunFolder) -> None:
                 "with --run, or go back to that config"
             )
     kept.write(path, yaml.safe_dump(content, sort_keys=False, allow_unicode=True))
+
+
+def _repeated(config: Comparison, rows: Sequence[MethodRow], training: str) -> int:
+    """Return how many members a repetition of one way of training needs: one where no row stands on more."""
+    every = range(config.training.members)
+    return max(len(_method(row).stands_on(every)) for row in rows if training in row.training)
+
+
+def _units(config: Comparison, rows: Sequence[MethodRow], data_dir: Path | None) -> int:
+    """Return the units of progress of the whole, as if each row had one trial and fitted nothing."""
+    trainings = {name for row in rows for name in row.training}
+    units = sum(
+        work(experiment, evaluating=False, data_dir=data_dir)
+        for name in trainings
+        for experiment in _experiments(config, name, _repeated(config, rows, name))
+    )
+    roles = assign_roles(config.experiment(rows[0].training[0], 1), data_dir) if rows else None
+    for row in rows if roles else ():
+        assert roles is not None
+        method = _method(row)
+        stands_on = len(method.stands_on(range(config.training.members)))
+        answers = stands_on * (1 if method.of_members else _count(config, row))
+        asked = sum(len(roles.questions(role)) for role in ("calibration", "test", "ood"))
+        choosing = stands_on * config.training.epochs * len(roles.questions("validation"))
+        units += config.seeds * (answers * asked + choosing)
+    return units
 
 
 def _experiments(config: Comparison, name: str, repeated: int) -> list[Config]:

@@ -73,9 +73,12 @@ class Comparison(Section):
         for role in ("validation", "calibration", "test"):
             if not getattr(self.data, role):
                 raise ValueError(f"data.{role}: a comparison chooses, fits temperatures and tests; name a set")
-        names = [row.name for row in self.rows]
-        if twice := [name for name in names if names.count(name) > 1]:
-            raise ValueError(f"rows: two are named {twice[0]!r}; rename one")
+        names, slugs = [row.name for row in self.rows], [row.slug for row in self.rows]
+        for name, slug in zip(names, slugs, strict=True):
+            if not slug:
+                raise ValueError(f"rows: {name!r} has neither letter nor digit to name its files by; rename it")
+            if slugs.count(slug) > 1:
+                raise ValueError(f"rows: two are named {name!r} in file names; rename one")
         if self.reference not in names:
             raise ValueError(f"reference: {self.reference!r} is no row; there are {', '.join(names)}")
         for row in self.rows:

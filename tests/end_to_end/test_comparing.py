@@ -203,7 +203,8 @@ def test_validation_chooses_among_trials(base: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "why"),
     [
-        ({"rows": [ROWS[0], {**ROWS[4], "name": "single"}]}, "two are named 'single'"),
+        ({"rows": [ROWS[0], {**ROWS[4], "name": "single"}]}, "two are named 'single' in file names"),
+        ({"rows": [ROWS[0], {**ROWS[4], "name": "***"}]}, "'***' has neither letter nor digit"),
         ({"rows": ROWS[1:]}, "reference: 'single' is no row; there are map, no prior"),
         ({"rows": [ROWS[0], {**ROWS[4], "training": ["plain", "prior"]}]}, "every row is chosen among as many trials"),
         ({"rows": [{**ROWS[0], "training": ["pain"]}]}, "'single' takes training 'pain'; there are dropout, plain"),

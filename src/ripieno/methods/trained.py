@@ -96,6 +96,7 @@ class Trained:
         own = (*self._loaded, tuple(asked.trees)) if self._loaded and dropout_seed is None else None
         if own and own in self.answered:
             p, tokens = self.answered[own]
+            self.progress.advance(len(asked.questions))
         else:
             meter = self.ensemble.engine.meter
             before = meter.tokens
