@@ -253,11 +253,10 @@ def compare(
             comparing.compare(config, folder, data_dir=data_dir, progress=progress)
     elif run is not None or settings:
         raise UserError(f"{source}: is a folder, whose table is made again as it is; leave --run and --set out")
-    page = methods.tabulate(folder)
-    for line in methods.lines(methods.table(folder)):
+    for line in methods.lines(methods.tabulate(folder)):
         typer.echo(line)
-    typer.echo(f"Table: {page.parent / 'table.csv'}")
-    typer.echo(f"Page: {page}")
+    typer.echo(f"Table: {folder / 'report' / 'table.csv'}")
+    typer.echo(f"Page: {folder / 'report' / 'index.html'}")
 
 
 @app.command()

@@ -1,7 +1,10 @@
 """Ways to be uncertain about one adapter, side by side: train what they share once, ask each the same questions.
 
-Every way of training is one run of all seeds' members at once: with M members an ensemble, members rM to rM + M - 1
-are the r-th repetition. What is written is read by `comparison`, without torch.
+A way of training is one run of all seeds' members at once: with M members an ensemble, members rM to rM + M - 1 are
+the r-th repetition, of which a method of one member takes the first. So the r-th repetition starts from the same seeds
+and sees the same order of questions in every way of training, and differences are paired. Where members are not alike
+(they repel each other, or take templates, ranks or modules in turn), each repetition is a run of its own. What is
+written is read by `comparison`, without torch.
 """
 
 from __future__ import annotations
@@ -10,19 +13,20 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import yaml
 
-from ripieno import comparison, measures, methods
+from ripieno import comparison, measures, methods, provenance
 from ripieno.comparison import Index, predictions_file
 from ripieno.comparison_config import Comparison, MethodRow
 from ripieno.config import Config
 from ripieno.data.matching import match_questions
 from ripieno.data.question import Question
-from ripieno.data.splits import DatasetName
+from ripieno.data.splits import DatasetName, Roles
 from ripieno.ensemble import Ensemble, assemble, load_base, questions_of
 from ripieno.errors import UserError
 from ripieno.evaluation import Sampling, fit, matched_choices
@@ -45,16 +49,16 @@ class Trial:
     Args:
         training: how its members were trained.
         settings: of the method.
-        epochs: by member, which epoch it answers with.
-        epoch: that of the members together; of the first where each has its own.
+        epoch: at which the members answer, pooled.
+        epochs: by member, its own epoch in place of that; {} where all answer at the same.
         read: tokens that choosing its epoch took, and trying it where there is something to choose.
         nll: mean over the validation questions of what it answers pooled; 0 where there is nothing to choose.
     """
 
     training: str
     settings: Mapping[str, Any]
-    epochs: Mapping[int, int]
     epoch: int
+    epochs: Mapping[int, int]
     read: int
     nll: float = 0.0
 
@@ -65,13 +69,13 @@ class World:
 
     Args:
         runs: the members of all repetitions in one, or a run for each.
-        repeated: members of each repetition.
+        size: members of each repetition.
         data_dir: a folder with originally released data files.
         progress: the job's.
     """
 
     runs: Sequence[RunFolder]
-    repeated: int
+    size: int
     data_dir: Path | None
     progress: Progress
     answered: dict[RunFolder, dict[Known, tuple[Predictions, int]]] = field(default_factory=dict)
@@ -86,10 +90,15 @@ class World:
         """The resolved config of the first run; others differ from it by their seed alone."""
         return self.run.config()
 
+    @property
+    def epochs(self) -> range:
+        """All that it was trained for."""
+        return range(1, self.config.training.epochs + 1)
+
     def of(self, repetition: int) -> tuple[RunFolder, range]:
         """Return which members of which run a repetition is."""
-        first = repetition * self.repeated if len(self.runs) == 1 else 0
-        return self.runs[repetition % len(self.runs)], range(first, first + self.repeated)
+        first = repetition * self.size if len(self.runs) == 1 else 0
+        return self.runs[repetition % len(self.runs)], range(first, first + self.size)
 
     def release(self) -> None:
         """Give the base's memory back, until it is needed again."""
@@ -109,22 +118,32 @@ class World:
         return {name: questions_of(self.run, self.config, name, self.data_dir) for name in names}
 
     @cached_property
-    def sets(self) -> dict[tuple[DatasetName, int | None], Asked]:
-        """The encoded calibration, test and out-of-domain sets, and those that are asked again with fewer choices."""
-        found: dict[tuple[DatasetName, int | None], Asked] = {
-            (name, None): self.ensemble.encode(of_set) for name, of_set in self.questions.items()
+    def sets(self) -> dict[tuple[DatasetName, int | None], tuple[Asked, dict[str, Any]]]:
+        """The encoded calibration, test and out-of-domain sets, and those that are asked again with fewer choices.
+
+        With each, what its predictions say of it: which questions were left out.
+        """
+        found: dict[tuple[DatasetName, int | None], tuple[Asked, dict[str, Any]]] = {
+            (name, None): self._encoded(of_set) for name, of_set in self.questions.items()
         }
         for name, fewest in matched_choices(self.config, self.questions):
             matched = match_questions(self.questions[name], fewest, self.config.data.seed)
-            found[name, fewest] = self.ensemble.encode(matched.questions)
+            asked, about = self._encoded(matched.questions)
+            left_out = {"fewer_choices": matched.fewer_choices, "no_answer": matched.no_answer}
+            found[name, fewest] = asked, {**about, "choices": fewest, "choices_left_out": left_out}
         return found
+
+    def _encoded(self, questions: Sequence[Question]) -> tuple[Asked, dict[str, Any]]:
+        asked = self.ensemble.encode(questions)
+        kept = {question.id for question in asked.questions}
+        return asked, {"too_long": [question.id for question in questions if question.id not in kept]}
 
     def trained(self, repetition: int, epoch: int, epochs: Mapping[int, int] | None = None) -> Trained:
         """Return what a method works with."""
         run, members = self.of(repetition)
         answered = self.answered.setdefault(run, {})
         made = Trained(run, run.config(), self.ensemble, members, epoch, self.progress, answered, dict(epochs or {}))
-        made.__dict__["validation"] = self._validation
+        made.__dict__["validation"] = self._validation  # encoded once for all
         return made
 
     @cached_property
@@ -136,6 +155,8 @@ def compare(
     config: Comparison, folder: Path, *, data_dir: Path | None = None, progress: Progress | None = None
 ) -> Path:
     """Train and ask everything that is not there yet, and write rows.json.
+
+    A row that cannot be had, because its way of training does not fit its method or failed, is kept with the reason.
 
     Args:
         config: what is compared.
@@ -154,22 +175,36 @@ def compare(
     kept = RunFolder(folder)
     with kept.lock():
         refused = {row.name: why for row in config.rows if (why := _refusal(config, row))}
-        _start(config, kept)
         possible = [row for row in config.rows if row.name not in refused]
-        progress.expect(_units(config, possible, data_dir))
+        plans = {name: _plan(config, possible, name) for row in possible for name in row.training}
+        roles = assign_roles(config.experiment(next(iter(config.trainings)), config.training.members), data_dir)
+        if not any(question.answer is not None for question in roles.questions("validation")):
+            raise UserError("data.validation: none of its questions has an answer, so nothing can be chosen by them")
+        units = config.seeds * sum(_units(config, row, roles) for row in possible)
+        for experiment, members in chain.from_iterable(plans.values()):
+            units += work(experiment, members, evaluating=False, data_dir=data_dir)
+        progress.expect(units)
+        _start(config, kept)
         worlds = {}
-        for name in dict.fromkeys(training for row in possible for training in row.training):
-            repeated = _repeated(config, possible, name)
-            runs = [
-                train(experiment, folder / "trainings" / experiment.name, data_dir=data_dir, progress=progress)
-                for experiment in _experiments(config, name, repeated)
-            ]
-            worlds[name] = World(runs, repeated, data_dir, progress)
+        for name, plan in plans.items():
+            try:
+                runs = [
+                    train(one, folder / "trainings" / one.name, members=members, data_dir=data_dir, progress=progress)
+                    for one, members in plan
+                ]
+            except (
+                UserError
+            ) as error:  # such as members that all failed; what is trained otherwise is there all the same
+                refused |= {row.name: str(error) for row in possible if name in row.training}
+                continue
+            worlds[name] = World(runs, config.training.members, data_dir, progress)
+        if not worlds:
+            raise UserError(f"nothing can be compared: {next(iter(refused.values()))}")
         found = []
         for row in config.rows:
             for name in set(worlds) - set(row.training):
                 worlds[name].release()
-            found.append(_row(config, row, worlds, kept, refused.get(row.name)))
+            found.append(_row(config, row, worlds, kept, roles, refused.get(row.name)))
         _features(worlds, kept, progress)
         data = config.data
         index = Index(
@@ -211,47 +246,39 @@ def _start(config: Comparison, kept: RunFolder) -> None:
     kept.write(path, yaml.safe_dump(content, sort_keys=False, allow_unicode=True))
 
 
-def _repeated(config: Comparison, rows: Sequence[MethodRow], training: str) -> int:
-    """Return how many members a repetition of one way of training needs: one where no row stands on more."""
-    every = range(config.training.members)
-    return max(len(_method(row).stands_on(every)) for row in rows if training in row.training)
+def _plan(config: Comparison, rows: Sequence[MethodRow], training: str) -> list[tuple[Config, list[int]]]:
+    """Return the runs of one way of training, and which members of each are trained.
 
-
-def _units(config: Comparison, rows: Sequence[MethodRow], data_dir: Path | None) -> int:
-    """Return the units of progress of the whole, as if each row had one trial and fitted nothing."""
-    trainings = {name for row in rows for name in row.training}
-    units = sum(
-        work(experiment, evaluating=False, data_dir=data_dir)
-        for name in trainings
-        for experiment in _experiments(config, name, _repeated(config, rows, name))
-    )
-    roles = assign_roles(config.experiment(rows[0].training[0], 1), data_dir) if rows else None
-    for row in rows if roles else ():
-        assert roles is not None
-        method = _method(row)
-        stands_on = len(method.stands_on(range(config.training.members)))
-        answers = stands_on * (1 if method.of_members else _count(config, row))
-        asked = sum(len(roles.questions(role)) for role in ("calibration", "test", "ood"))
-        choosing = stands_on * config.training.epochs * len(roles.questions("validation"))
-        units += config.seeds * (answers * asked + choosing)
-    return units
-
-
-def _experiments(config: Comparison, name: str, repeated: int) -> list[Config]:
-    """Return the runs of one way of training: all repetitions in one, or one each where members are not independent."""
-    together = config.experiment(name, config.seeds * repeated)
-    if together.training.repulsion is None:
-        return [together]
-    alone = config.experiment(name, repeated)
+    That is the first of each repetition; all where a row stands on all, or where they are driven apart.
+    """
+    M = config.training.members
+    several = any(_stands_on(row, M) > 1 for row in rows if training in row.training)
+    together = config.experiment(training, config.seeds * M)
+    repelled = together.training.repulsion is not None
+    own = (together.training.templates, together.adapter.member_ranks, together.adapter.member_targets)
+    if not repelled and not any(own):
+        return [(together, [m for m in range(config.seeds * M) if several or m % M == 0])]
+    alone = config.experiment(training, M)
     return [
-        alone.model_copy(
-            update={
-                "name": f"{name}-replicate-{r:03d}",
-                "training": alone.training.model_copy(update={"seed": derive(alone.training.seed, "replicate", r)}),
-            }
+        (
+            alone.model_copy(
+                update={
+                    "name": f"{training}-replicate-{r:03d}",
+                    "training": alone.training.model_copy(update={"seed": derive(alone.training.seed, "replicate", r)}),
+                }
+            ),
+            list(range(M)) if several or repelled else [0],
         )
         for r in range(config.seeds)
     ]
+
+
+def _units(config: Comparison, row: MethodRow, roles: Roles) -> int:
+    """Return the units of progress of one repetition of a row, as if it had one trial and fitted nothing."""
+    stands_on = _stands_on(row, config.training.members)
+    answers = stands_on * (1 if _method(row).of_members else _count(config, row))
+    asked = sum(len(roles.questions(role)) for role in ("calibration", "test", "ood"))
+    return answers * asked + stands_on * config.training.epochs * len(roles.questions("validation"))
 
 
 def _names(sets: Sequence[str]) -> tuple[str, ...]:
@@ -263,60 +290,84 @@ def _method(row: MethodRow, settings: Mapping[str, Any] | None = None) -> Method
     return methods.named(row.method, row.trials[0][1] if settings is None else settings)
 
 
-def _refusal(config: Comparison, row: MethodRow) -> str | None:
-    """Return why a row cannot be had, None if it can."""
-    for training, settings in row.trials:
-        experiment = config.experiment(training, config.training.members)
-        why = _method(row, settings).refusal(experiment, experiment.training.epochs, _count(config, row))
-        if why:
-            return f"{training}: {why}"
-    return None
+def _stands_on(row: MethodRow, members: int) -> int:
+    """Return on how many members of a repetition a row stands."""
+    return len(_method(row).stands_on(range(members)))
 
 
 def _count(config: Comparison, row: MethodRow) -> int:
     return row.draws or config.training.members
 
 
+def _refusal(config: Comparison, row: MethodRow) -> str | None:
+    """Return why a row cannot be had, None if it can.
+
+    Raises:
+        UserError: it says what does not go together, whatever it is trained like.
+    """
+    members = range(config.training.members)
+    tried = [_method(row, settings) for _, settings in row.trials]
+    if row.draws is not None and tried[0].of_members:
+        raise UserError(f"rows: {row.name!r}: {row.method} answers with its members as they are; leave draws out")
+    if len({tuple(method.stands_on(members)) for method in tried}) > 1:
+        raise UserError(f"rows: {row.name!r}: its trials stand on different members; make two rows of them")
+    for (training, _), method in zip(row.trials, tried, strict=True):
+        experiment = config.experiment(training, config.training.members)
+        if why := method.refusal(experiment, experiment.training.epochs, _count(config, row)):
+            return f"{training}: {why}"
+    return None
+
+
 def _row(
-    config: Comparison, row: MethodRow, worlds: Mapping[str, World], kept: RunFolder, refused: str | None
+    config: Comparison,
+    row: MethodRow,
+    worlds: Mapping[str, World],
+    kept: RunFolder,
+    roles: Roles,
+    refused: str | None,
 ) -> comparison.MethodRow:
     """Ask one row in every repetition, and return what it cost."""
     about: dict[str, Any] = {"name": row.name, "slug": row.slug, "method": row.method}
     about |= {"pooling": row.pooling, "tuned": row.tuned}
-    if refused:
+    found = []
+    for r in range(config.seeds):
+        if refused is None:
+            try:
+                found.append(_repetition(config, row, r, worlds, kept, _units(config, row, roles)))
+            except UserError as error:  # such as a member whose training failed: the other rows are there all the same
+                refused = str(error)
+    if refused is not None:
         nothing = dict.fromkeys(("answers", "training_tokens", "evaluation_tokens", "stored_bytes"), 0)
         return comparison.MethodRow.model_validate({**about, **nothing, "refused": refused})
-    found = [_repetition(config, row, r, worlds, kept) for r in range(config.seeds)]
 
     def mean(key: str) -> int:
         return round(sum(one[key] for one in found) / len(found))
 
-    about |= {key: mean(key) for key in ("evaluation_tokens", "stored_bytes")}
-    trained = sum(_training_tokens(worlds[name], row) for name in row.training)
-    about |= {"training_tokens": trained + mean("tuning_tokens"), "answers": found[0]["answers"]}
-    return comparison.MethodRow.model_validate({**about, "chosen": [one["chosen"] for one in found]})
+    about |= {key: mean(key) for key in ("training_tokens", "evaluation_tokens", "stored_bytes")}
+    return comparison.MethodRow.model_validate(
+        {**about, "answers": found[0]["answers"], "chosen": [one["chosen"] for one in found]}
+    )
 
 
 def _repetition(
-    config: Comparison, row: MethodRow, r: int, worlds: Mapping[str, World], kept: RunFolder
+    config: Comparison, row: MethodRow, r: int, worlds: Mapping[str, World], kept: RunFolder, units: int
 ) -> dict[str, Any]:
     """Choose among a row's trials, and ask the chosen one every set; return its costs and what was chosen.
 
     What is there from the same adapters is not computed again.
     """
-    count = _count(config, row)
+    count, own = _count(config, row), [worlds[name] for name in row.training]
     what = kept.path / "chosen" / f"{row.slug}-replicate-{r:03d}.json"
-    adapters = [sha256_of(file) for name in row.training for file in _adapters(worlds[name], r)]
+    adapters = [sha256_of(file) for world in own for file in _adapters(world, r)]
     inputs = json.dumps([row.model_dump(mode="json"), count, adapters], sort_keys=True)
     if kept.whole(what):
         stored: dict[str, Any] = json.loads(what.read_bytes())
         if stored["inputs"] == inputs and kept.whole(*(kept.path / file for file in stored["files"])):
+            own[0].progress.advance(units)
             return stored
-    progress = next(iter(worlds.values())).progress
-    trials = []
-    for training, settings in row.trials:
-        progress.describe(f"{row.name}, seed {r + 1} of {config.seeds}")
-        trials.append(_trial(row, worlds[training], training, settings, r, count, len(row.trials) > 1))
+    doing = f"{row.name}, seed {r + 1} of {config.seeds}"
+    own[0].progress.describe(doing)
+    trials = [_trial(row, worlds[name], name, settings, r, count) for name, settings in row.trials]
     best = min(trials, key=lambda trial: trial.nll)
     world, method = worlds[best.training], _method(row, best.settings)
     trained = world.trained(r, best.epoch, best.epochs)
@@ -325,26 +376,26 @@ def _repetition(
     tuning = sum(trial.read for trial in trials) + (trained.read if len(trials) == 1 else 0)
     files, tokens, answers = [], 0, 0
     trained.used.clear()
-    for (name, choices), asked in world.sets.items():
-        progress.describe(f"{row.name}, seed {r + 1} of {config.seeds}: asking {name.written}")
+    for (name, choices), (asked, about) in world.sets.items():
+        world.progress.describe(f"{doing}: asking {name.written}")
         trained.read = 0
         p = method.answer(trained, fitted, asked, count)
         tokens, answers = tokens + trained.read, len(p.members)
         file = predictions_file(kept.path, row.slug, f"{name.dataset}/{name.split}", choices)
         file = file.with_name(f"{file.name.removesuffix('.parquet')}-replicate-{r:03d}.parquet")
-        about = {"choices": choices} if choices is not None else {}
-        p = replace(
-            p, dataset=name.dataset, split=name.split, method=row.slug, epoch=best.epoch, replicate=r, metadata=about
-        )
-        kept.write(file, to_parquet(p))
+        of_set: dict[str, Any] = {"dataset": name.dataset, "split": name.split, "epoch": best.epoch, "replicate": r}
+        metadata = {**provenance.metadata(trained.run, trained.config), **about}
+        kept.write(file, to_parquet(replace(p, **of_set, method=row.slug, metadata=metadata)))
         files.append(str(file.relative_to(kept.path)))
+    stands_on = len(method.stands_on(trained.members))
     stored = {
         "inputs": inputs,
         "files": files,
         "answers": answers,
+        # A token of training is read forwards and backwards, one of choosing forwards alone.
+        "training_tokens": stands_on * sum(_tokens_of_a_member(world, r) for world in own) + tuning / 2,
         "evaluation_tokens": tokens,
         "stored_bytes": sum(file.stat().st_size for file in trained.used) + sum(t.nbytes for t in fitted.values()),
-        "tuning_tokens": tuning / 2,  # a token of training is read forwards and backwards
         "chosen": _said(row, best, method.said(fitted)),
     }
     kept.write(what, json.dumps(stored, indent=1) + "\n")
@@ -360,25 +411,23 @@ def _adapters(world: World, r: int) -> Iterator[Path]:
                 yield file
 
 
-def _trial(
-    row: MethodRow, world: World, training: str, settings: Mapping[str, Any], r: int, count: int, choosing: bool
-) -> Trial:
+def _trial(row: MethodRow, world: World, training: str, settings: Mapping[str, Any], r: int, count: int) -> Trial:
     """Return a trial at its best epoch: that of the lowest validation NLL of the members it stands on.
 
     The members' own answers choose the epoch, pooled or each its own, whatever the method makes of them: it costs a
     method that has to be fitted no fit an epoch. Trials are then compared by what the method itself answers.
     """
-    method, epochs = _method(row, settings), range(1, world.config.training.epochs + 1)
-    at = {epoch: world.trained(r, epoch) for epoch in epochs}
-    stands_on = method.stands_on(at[1].members)
-    usable = [epoch for epoch in epochs if method.refusal(world.config, epoch, count) is None]
-    losses = {epoch: _member_losses(at[epoch], stands_on, row.pooling) for epoch in usable}
+    method = _method(row, settings)
+    usable = [epoch for epoch in world.epochs if method.refusal(world.config, epoch, count) is None]
+    at = {epoch: world.trained(r, epoch) for epoch in usable}
+    stands_on = method.stands_on(at[usable[0]].members)
+    losses = {epoch: _member_losses(trained, stands_on, row.pooling) for epoch, trained in at.items()}
     epoch = min(usable, key=lambda e: losses[e][0])
     own: dict[int, int] = {}
     if row.tuned == "member":
         own = {member: min(usable, key=lambda e: losses[e][1][n]) for n, member in enumerate(stands_on)}
-    trial = Trial(training, settings, own, epoch, sum(trained.read for trained in at.values()))
-    if not choosing:
+    trial = Trial(training, settings, epoch, own, sum(trained.read for trained in at.values()))
+    if len(row.trials) == 1:
         return trial
     trained = world.trained(r, epoch, own)
     fitted = fit(Sampling(row.method, count, trained.member, settings), trained)
@@ -401,11 +450,17 @@ def _nll(p: Predictions, pooling: str) -> float:
     return float(measures.nll(pooled, p.targets).mean())
 
 
-def _training_tokens(world: World, row: MethodRow) -> int:
-    """Return how many tokens the members of one repetition of a row read in training, all epochs."""
-    read = sum(line["tokens"] for run in world.runs for line in run.lines("timing.jsonl") if line["what"] == "train")
-    stands_on = len(_method(row).stands_on(range(world.repeated)))
-    return round(read / (len(world.runs) * world.config.training.members) * stands_on)
+def _tokens_of_a_member(world: World, r: int) -> float:
+    """Return how many tokens a member of a repetition read in training, all epochs; members of a pass share alike.
+
+    A line that an interrupted epoch left is superseded by the one of the epoch that was gone through again.
+    """
+    run, members = world.of(r)
+    read: dict[tuple[int, int], float] = {}
+    for line in run.lines("timing.jsonl"):
+        if line["what"] == "train":
+            read |= {(line["epoch"], member): line["tokens"] / len(line["members"]) for member in line["members"]}
+    return sum(tokens for (_, member), tokens in read.items() if member == members[0])
 
 
 def _said(row: MethodRow, trial: Trial, fitted: str) -> str:

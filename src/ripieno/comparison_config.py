@@ -23,9 +23,9 @@ class MethodRow(Section):
     """A file of `methods/`, such as ensemble or laplace."""
     settings: dict[str, Any] = Field(default_factory=dict)
     """Of the method, such as {factors: diagonal}."""
-    training: tuple[str, ...] = ("plain",)
+    training: Annotated[tuple[str, ...], Field(min_length=1)] = ("plain",)
     """Names of `trainings`. Of several, validation chooses: each is a trial, and every row has as many."""
-    tune: dict[str, tuple[Any, ...]] = Field(default_factory=dict)
+    tune: dict[str, Annotated[tuple[Any, ...], Field(min_length=1)]] = Field(default_factory=dict)
     """Settings of the method to values of which validation chooses: each combination is a trial."""
     pooling: Literal["prob", "logit"] = "prob"
     """The mean of probabilities, or the normalised geometric mean of them."""
@@ -91,10 +91,12 @@ class Comparison(Section):
             listed = ", ".join(f"{name!r} {count}" for count, name in trials.items())
             raise ValueError(f"rows: every row is chosen among as many trials; now {listed}")
         for name, changes in self.trainings.items():
-            if fixed := [key for key in changes if key.split(".")[0] not in ("adapter", "training")]:
-                raise ValueError(
-                    f"trainings.{name}: {fixed[0]} would change the questions; adapter.* and training.* may"
-                )
+            for key in changes:
+                section, _, inside = key.partition(".")
+                if section not in ("adapter", "training") or not inside:
+                    raise ValueError(f"trainings.{name}: {key} cannot change; adapter.KEY and training.KEY can")
+                if inside in ("members", "seed"):
+                    raise ValueError(f"trainings.{name}: {key} is the same for all; set it once, outside of trainings")
         return self
 
     @property
@@ -109,12 +111,19 @@ class Comparison(Section):
             UserError: a changed key is unknown, or its value out of range.
         """
         sections = ("base", "adapter", "prompt", "data", "training", "evaluation", "compute")
-        content = {"name": training, **{key: getattr(self, key).model_dump(mode="json") for key in sections}}
+        content: dict[str, Any] = {
+            "name": training,
+            **{key: getattr(self, key).model_dump(mode="json") for key in sections},
+        }
         for key, value in self.trainings[training].items():
             *path, last = key.split(".")
             section = content
             for part in path:
-                section = section.setdefault(part, {})
+                if section.get(part) is None:  # a section that is left out by default
+                    section[part] = {}
+                section = section[part]
+                if not isinstance(section, dict):
+                    raise UserError(f"trainings.{training}: {key}: {part} is a value, not a section")
             section[last] = value
         content["training"]["members"] = members
         return configs.parse(content, f"trainings.{training}")
@@ -127,6 +136,8 @@ def load(path: Path, settings: Sequence[str] = ()) -> Comparison:
         UserError: the file is missing or no YAML, a key is unknown or a value out of range.
     """
     content = configs.read(path, settings)
+    if "rows" not in content:
+        raise UserError(f"{path}: has no rows, so there is nothing to compare; see configs/compare-demo.yaml")
     try:
         return Comparison.model_validate(content)
     except ValidationError as error:

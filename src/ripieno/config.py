@@ -361,9 +361,8 @@ def _section(annotation: Any) -> Any:
 
 def explain(error: ValidationError, kind: type[Section]) -> str:
     """Say the first problem of a config in one line, with the nearest right key for an unknown one."""
-    first = error.errors(include_url=False)[0]
-    # pydantic names the tried branch of a union ("literal['auto']", "constrained-int") after the key itself
-    where = ".".join(str(part) for part in first["loc"] if "[" not in str(part) and part not in _BRANCHES)
+    errors = error.errors(include_url=False)
+    first, where = errors[0], _key(errors[0]["loc"])
     if first["type"] == "extra_forbidden":
         section: Any = kind
         for part in first["loc"][:-1]:
@@ -374,5 +373,14 @@ def explain(error: ValidationError, kind: type[Section]) -> str:
         return f"unknown key {where}; " + (f"did you mean {near[0]}?" if near else f"known: {', '.join(known)}")
     if first["type"] == "missing":
         return f"{where} is missing"
-    message = first["msg"].removeprefix("Value error, ")
+    # Every branch of a union says why the value is none of its own: together they are what may be given.
+    said = dict.fromkeys(e["msg"].removeprefix("Value error, ") for e in errors if _key(e["loc"]) == where)
+    message, *others = said
+    message = ", or ".join([message, *(other.removeprefix("Input should be ") for other in others)])
     return f"{where}: {message} (got {first['input']!r})" if where else message
+
+
+def _key(place: tuple[int | str, ...]) -> str:
+    """Return the dotted key of a place in a config."""
+    # pydantic names the tried branch of a union ("literal['auto']", "constrained-int") after the key itself
+    return ".".join(str(part) for part in place if "[" not in str(part) and part not in _BRANCHES)

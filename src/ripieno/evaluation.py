@@ -62,7 +62,12 @@ class Sampling:
     @property
     def label(self) -> str:
         """What its predictions are called: the method, and each setting that is not the default."""
-        return "-".join([self.method, *(f"{value}" for value in self.way.model_dump(exclude_defaults=True).values())])
+        changed = self.way.model_dump(exclude_defaults=True)
+        return "-".join([self.method, *(f"{key}={value}" for key, value in changed.items())])
+
+    def about(self) -> dict[str, Any]:
+        """Return it as predictions say it, with every setting."""
+        return {**asdict(self), "settings": self.way.model_dump(mode="json")}
 
 
 @dataclass(frozen=True)
@@ -165,7 +170,7 @@ def evaluate(
                     fitted[job.epoch] = fit(sampling, trained)
             p = _answer(run, of_job, job, matched.questions, progress, trained, fitted.get(job.epoch, {}))
             about: dict[str, Any] = {"inputs": inputs, "extras": evaluation.model_dump(include=EXTRAS)}
-            about |= {} if sampling is None else {"sampling": asdict(sampling)}
+            about |= {} if sampling is None else {"sampling": sampling.about()}
             if job.choices is not None:
                 left_out = {"fewer_choices": matched.fewer_choices, "no_answer": matched.no_answer}
                 about |= {"choices": job.choices, "choices_left_out": left_out}
@@ -185,6 +190,8 @@ def _check_sampling(run: RunFolder, config: Config, sampling: Sampling, epochs: 
     last = config.training.epochs
     if sampling.way.of_members:
         raise UserError(f"--method {sampling.method}: its answers are among the members' own; leave --method out")
+    if len(sampling.way.stands_on(range(config.training.members))) > 1:
+        raise UserError(f"--method {sampling.method}: asks several members; here it is one of --member")
     epochs = epochs or [last]
     if not 0 <= sampling.member < config.training.members:
         raise UserError(f"--member {sampling.member}: {run.path} has members 0 to {config.training.members - 1}")
@@ -200,7 +207,7 @@ def _check_sampling(run: RunFolder, config: Config, sampling: Sampling, epochs: 
             raise UserError(f"{run.path}: --method {sampling.method}: {why}")
         for file in sorted((run.path / "predictions").rglob(f"{sampling.label}-epoch-{epoch:03d}*.parquet")):
             held = json.loads(pq.read_schema(file).metadata[b"ripieno"]).get("sampling") if run.whole(file) else None
-            if held not in (None, asdict(sampling)):
+            if held not in (None, sampling.about()):
                 raise UserError(
                     f"{file}: holds {held['draws']} draws of member {held['member']}, and all sets must have the same; "
                     "remove such files first, or ask for as many"
@@ -291,7 +298,8 @@ def fit(sampling: Sampling, trained: Trained) -> Fitted:
     `trained.read` then says what it took, the first time.
     """
     run = trained.run
-    adapters = [str(sha256_of(trained.adapter(member) / "adapter_model.safetensors")) for member in trained.members]
+    members = sampling.way.stands_on(trained.members)
+    adapters = [sha256_of(trained.adapter(member) / "adapter_model.safetensors") for member in members]
     how = hashlib.sha256(json.dumps([sampling.way.model_dump(mode="json"), adapters]).encode()).hexdigest()
     file = run.fitted(sampling.label, sampling.member, trained.epoch)
     if run.whole(file):
@@ -303,7 +311,8 @@ def fit(sampling: Sampling, trained: Trained) -> Fitted:
     found = sampling.way.fit(trained)
     if found:
         header = {"how": how, "read": str(trained.read)}
-        run.write(file, safetensors.torch.save({k: v.cpu().contiguous() for k, v in found.items()}, header))
+        tensors = {name: tensor.cpu().contiguous() for name, tensor in found.items()}
+        run.write(file, safetensors.torch.save(tensors, header))
     return found
 
 
@@ -359,7 +368,7 @@ def _say_noise_floor(ensemble: Ensemble, job: Job, questions: Sequence[Question]
 def _inputs(run: RunFolder, config: Config, job: Job, questions: Sequence[Question]) -> str:
     """Return a sha256 of all that decides a file of predictions."""
     parts = (config.adapter, config.prompt, config.evaluation)
-    sampled = [] if job.sampling is None else [asdict(job.sampling)]
+    sampled = [] if job.sampling is None else [job.sampling.about()]
     how = [config.base.dtype, *sampled, *(part.model_dump(mode="json", exclude=EXTRAS) for part in parts)]
     return provenance.inputs(run, how, questions, job.members)
 

@@ -108,7 +108,7 @@ def test_draws_differ_repeat_and_are_adapters_that_peft_reads(run: Path, tmp_pat
 def test_of_one_epoch_every_draw_is_the_member(run: Path) -> None:
     works("evaluate", run)
     works("evaluate", run, "--method", "swag", "--setting", "last=1", "--draws", "2")
-    drawn, own = stored(run, f"swag-1-epoch-{EPOCHS:03d}"), stored(run, f"ensemble-epoch-{EPOCHS:03d}")
+    drawn, own = stored(run, f"swag-last=1-epoch-{EPOCHS:03d}"), stored(run, f"ensemble-epoch-{EPOCHS:03d}")
     np.testing.assert_allclose(drawn.log_probs, np.repeat(own.log_probs[[MEMBER]], 2, axis=0), atol=2**-16)
 
 

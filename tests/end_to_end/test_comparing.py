@@ -100,27 +100,39 @@ def test_every_row_is_there_and_one_that_cannot_be_had_says_why(folder: Path) ->
     }  # fmt: skip
 
 
+def validation(folder: Path, training: str, member: int) -> dict[int, float]:
+    """Return a member's validation NLL after each epoch, as training wrote it."""
+    lines = map(json.loads, (folder / "trainings" / training / "metrics.jsonl").read_text().splitlines())
+    return {x["epoch"]: x["validation_nll"] for x in lines if x["kind"] == "epoch" and x["member"] == member}
+
+
 def test_repetitions_are_groups_of_members_at_the_epoch_that_validation_chose(folder: Path) -> None:
-    index = read_index(folder)
-    chosen = {row.slug: [int(text.split(",")[0].split()[1]) for text in row.chosen] for row in index.answered}
+    chosen = {row.slug: [text.split(", ") for text in row.chosen] for row in read_index(folder).answered}
     for r in range(SEEDS):
-        epoch = chosen["ensemble"][r]
-        asked = of_members(folder, "plain", epoch)
-        ours = answers(folder, "ensemble", r)
+        of = range(r * MEMBERS, (r + 1) * MEMBERS)
+        best = {member: min(nll, key=nll.__getitem__) for member in of for nll in [validation(folder, "plain", member)]}
         # The same passes in a stack of another size, rounded to float32.
-        np.testing.assert_allclose(ours.log_probs, asked.log_probs[r * MEMBERS : (r + 1) * MEMBERS], atol=2**-16)
-        assert ours.members == tuple(range(r * MEMBERS, (r + 1) * MEMBERS))
-        single = answers(folder, "single", r)
-        asked = of_members(folder, "plain", chosen["single"][r])
-        np.testing.assert_allclose(single.log_probs[0], asked.log_probs[r * MEMBERS], atol=2**-16)
+        epoch = int(chosen["ensemble"][r][0].split()[1])
+        ours = answers(folder, "ensemble", r)
+        np.testing.assert_allclose(ours.log_probs, of_members(folder, "plain", epoch).log_probs[list(of)], atol=2**-16)
+        assert ours.members == tuple(of)
+        assert chosen["single"][r] == [f"epoch {best[of[0]]}"]
+        single = of_members(folder, "plain", best[of[0]]).log_probs[of[0]]
+        np.testing.assert_allclose(answers(folder, "single", r).log_probs[0], single, atol=2**-16)
+        # Each at its own epoch.
+        assert chosen["each-tuned"][r] == f"epochs {', '.join(str(best[member]) for member in of)}".split(", ")
+        for row, member in enumerate(of):
+            own = of_members(folder, "plain", best[member]).log_probs[member]
+            np.testing.assert_allclose(answers(folder, "each-tuned", r).log_probs[row], own, atol=2**-16)
+    # Methods of one member take the first of each repetition, so that seeds are paired; only those are trained.
+    for training, members in {"plain": range(SEEDS * MEMBERS), "prior": (0, MEMBERS), "dropout": (0, MEMBERS)}.items():
+        folders = sorted((folder / "trainings" / training / "members").iterdir())
+        assert [int(path.name) for path in folders] == list(members)
     # Members that are driven apart are so within their own repetition.
     repelled = sorted((folder / "trainings").glob("repelled-replicate-*"))
     assert [len(list((run / "members").iterdir())) for run in repelled] == [MEMBERS] * SEEDS
     assert answers(folder, "repelled", 0).members == answers(folder, "repelled", 1).members == tuple(range(MEMBERS))
     assert np.abs(answers(folder, "repelled", 0).probs - answers(folder, "repelled", 1).probs).max() > 1e-3
-    # Only what an ensemble stands on is trained for all members of a repetition.
-    for training, members in {"plain": SEEDS * MEMBERS, "prior": SEEDS, "dropout": SEEDS}.items():
-        assert len(list((folder / "trainings" / training / "members").iterdir())) == members
 
 
 def test_costs_are_relative_to_one_member(folder: Path) -> None:
@@ -187,13 +199,16 @@ def test_validation_chooses_among_trials(base: Path, tmp_path: Path) -> None:
     trainings = {"slow": {"training.learning_rate": 1e-6}, "fast": {"training.learning_rate": 0.02}}
     two = [
         {"name": "single", "method": "single", "training": ["slow", "fast"]},
-        {"name": "laplace", "method": "laplace", "training": ["fast"], "tune": {"prior_precision": [1.0, 1e8]}},
+        {"name": "laplace", "method": "laplace", "training": ["fast"], "tune": {"prior_precision": [1e-6, 1e8]}},
     ]
     config = write(tmp_path, base, seeds=1, trainings=trainings, rows=two)
     works("compare", config, "--run", tmp_path / "run")
     single, laplace = read_index(tmp_path / "run").rows
-    assert single.chosen[0].split(", ")[1] in trainings
-    assert laplace.chosen[0].split(", ")[1] in ("prior_precision 1.0", "prior_precision 100000000.0")
+    nll = {name: validation(tmp_path / "run", name, 0) for name in trainings}
+    [best] = [name for name in trainings if min(nll[name].values()) == min(min(of.values()) for of in nll.values())]
+    assert single.chosen == (f"epoch {min(nll[best], key=nll[best].__getitem__)}, {best}",)
+    # With so strong a prior nothing moves; with so weak a one every answer is as good as a guess.
+    assert "prior_precision 100000000.0" in laplace.chosen[0]
     # Both ways of training count: what was tried has to be paid for.
     lines = [json.loads(line) for name in trainings for line in
              (tmp_path / "run" / "trainings" / name / "timing.jsonl").read_text().splitlines()]  # fmt: skip
@@ -212,6 +227,14 @@ def test_validation_chooses_among_trials(base: Path, tmp_path: Path) -> None:
         ({"rows": [ROWS[0], {"name": "x", "method": "laplce"}]}, "method laplce: there are best"),
         ({"rows": [ROWS[0], {"name": "x", "method": "tfb", "settings": {"tol": 1}}]}, "method tfb: unknown key tol"),
         ({"trainings": {"plain": {"data.seed": 3}}, "rows": ROWS[:1]}, "trainings.plain: data.seed"),
+        (
+            {"trainings": {"plain": {"adapter": {"rank": 3}}}, "rows": ROWS[:1]},
+            "trainings.plain: adapter cannot change",
+        ),
+        ({"trainings": {"plain": {"training.members": 3}}, "rows": ROWS[:1]}, "set it once, outside of trainings"),
+        ({"trainings": {"plain": {"adapter.rank.x": 3}}, "rows": ROWS[:1]}, "rank is a value, not a section"),
+        ({"rows": [{**ROWS[0], "draws": 3}]}, "answers with its members as they are; leave draws out"),
+        ({"rows": [{**ROWS[0], "training": []}]}, "rows.0.training"),
         ({"trainings": {"plain": {"training.epoch": 3}}, "rows": ROWS[:1]}, "unknown key training.epoch; did you mean"),
     ],
 )
@@ -226,3 +249,26 @@ def test_another_comparison_is_not_mixed_in(config: Path, folder: Path, tmp_path
     assert (done.code, "holds another comparison; what differs: seeds" in done.err) == (2, True)
     done = ripieno("compare", folder, "--run", tmp_path)
     assert (done.code, "is a folder, whose table is made again as it is" in done.err) == (2, True)
+
+
+def test_rows_come_and_go_and_a_failed_training_costs_its_own_rows_alone(base: Path, tmp_path: Path) -> None:
+    repelling = write_rows(tmp_path / "more.jsonl", rows(6, 9))
+    trainings = {
+        "plain": {},
+        "bursting": {"training.learning_rate": 1e30, "training.clip": None},
+        "repelled": {"training.repulsion": {"questions": [repelling], "weight": 5}},
+    }
+    first = {"name": "driven apart, one", "method": "single", "training": ["repelled"]}
+    one = {"rows": [first, ROWS[0]], "trainings": trainings}
+    works("compare", write(tmp_path, base, **one), "--run", tmp_path / "run")
+    before = files_of(tmp_path / "run" / "predictions")
+    more = [ROWS[4], {"name": "burst", "method": "single", "training": ["bursting"]}]
+    said = works(
+        "compare", write(tmp_path, base, rows=[ROWS[0], *more], trainings=trainings), "--run", tmp_path / "run"
+    )
+    after = files_of(tmp_path / "run" / "predictions")
+    assert {name: content for name, content in after.items() if name in before} == before
+    index = read_index(tmp_path / "run")
+    assert [row.name for row in index.answered] == ["single", "ensemble"]
+    assert "burst: not to be had" in said
+    assert len(list((tmp_path / "run" / "trainings" / "plain" / "members").iterdir())) == SEEDS * MEMBERS

@@ -12,8 +12,9 @@ import pytest
 from commands import files_of, ripieno, rows, works, write_config, write_rows
 from sampled import saved, stored, trained
 
-from ripieno import Ensemble, methods
+from ripieno import Ensemble, measures, methods
 from ripieno.data.question import read_questions
+from ripieno.methods.laplace import TAUS, Laplace
 from ripieno.runs import RunFolder
 
 EPOCHS, DRAWS = 3, 3
@@ -101,13 +102,27 @@ def test_samples_differ_repeat_and_are_adapters_that_peft_reads(name: str, run: 
 
 def test_a_setting_has_a_file_of_its_own_and_what_was_fitted_is_kept(run: Path) -> None:
     works("evaluate", run, "--method", "laplace", "--setting", "factors=diagonal", "--draws", "2")
-    assert stored(run, f"laplace-diagonal-epoch-{EPOCHS:03d}").method == "laplace-diagonal"
-    fitted = RunFolder(run).fitted("laplace-diagonal", 0, EPOCHS)
+    name = "laplace-factors=diagonal"
+    assert stored(run, f"{name}-epoch-{EPOCHS:03d}").method == name
+    fitted = RunFolder(run).fitted(name, 0, EPOCHS)
     before = fitted.stat().st_mtime_ns
-    for file in (run / "predictions").rglob("laplace-diagonal-*"):
+    for file in (run / "predictions").rglob(f"{name}-*"):
         file.unlink()
     works("evaluate", run, "--method", "laplace", "--setting", "factors=diagonal", "--draws", "2")
     assert fitted.stat().st_mtime_ns == before
+
+
+def test_the_priors_precision_is_the_one_of_the_lowest_nll_on_validation(run: Path) -> None:
+    ensemble = Ensemble.load(run)
+    of_run, losses = trained(run, ensemble, 1, EPOCHS), {}
+    for tau in TAUS:
+        method = Laplace(prior_precision=tau)
+        p = method.answer(of_run, method.fit(of_run), of_run.validation, 400)
+        losses[tau] = float(measures.nll(measures.pool_log(p.log_probs), p.targets).mean())
+    chosen = float(Laplace(prior_precision="validation").fit(of_run)["tau"])
+    # Of 100 draws there and 400 here: the means of 8 questions' pooled NLL differ by hundredths of nats.
+    assert losses[chosen] < min(losses.values()) + 0.05
+    assert max(losses.values()) > min(losses.values()) + 0.1
 
 
 def test_the_analysis_sets_methods_side_by_side(run: Path) -> None:
@@ -177,11 +192,12 @@ def test_what_cannot_be_drawn_is_refused(run: Path, base: Path, tmp_path: Path) 
     works("train", write_config(tmp_path, base, data), "--run", plain)
     refused = {
         ("evaluate", plain, "--method", "dropout"): "it was trained without dropout; set adapter.dropout",
-        ("evaluate", plain, "--method", "checkpoints"): "2 draws take as many epochs; give --draws 1 at most",
+        ("evaluate", plain, "--method", "checkpoints"): "2 draws take as many epochs, and there are 1; ask fewer draws",
         ("evaluate", run, "--method", "laplce"): "method laplce: there are best, checkpoints, dropout",
         ("evaluate", run, "--method", "dropout", "--member", "2"): "has members 0 to 1",
         ("evaluate", run, "--method", "dropout", "--draws", "0"): "--draws 0: give 1 at least",
         ("evaluate", run, "--method", "dropout", "--epoch", "0"): "--epoch 0: is the base, which was not trained",
+        ("evaluate", run, "--method", "checkpoints", "--setting", "all_members=true"): "asks several members",
         ("evaluate", run, "--method", "ensemble"): "its answers are among the members' own; leave --method out",
         ("evaluate", plain, "--method", "tfb"): "it has no data.validation to search by",
         ("evaluate", plain, "--method", "variational"): "set training.variational",

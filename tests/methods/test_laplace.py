@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -143,6 +144,26 @@ def test_of_one_token_the_factors_are_each_block_exactly(engine: Engine) -> None
     assert found >= 4
 
 
+def test_of_many_tokens_the_factors_are_sums_over_all_of_them(engine: Engine, trees: list[TokenTree]) -> None:
+    kronecker = Kronecker.fit(gradients(engine, 0, trees, "sum"), 10)
+    batches = list(gradients(engine, 0, trees, "sum"))
+    assert kronecker.tokens == sum(tree.read for tree in trees)
+    for key, (g, x) in kronecker.of_weights.items():
+        name, side = key.rsplit(".", 1)
+        outer, inner = (torch.zeros(f.vectors.shape[1], f.vectors.shape[1], dtype=torch.float64) for f in (g, x))
+        for batch in batches:
+            of = batch.weights[name]["AB".index(side)]
+            p = batch.log_probs.double().exp()[:, 1:]
+            for n in range(len(batch.index)):
+                Lambda = torch.diag(p[n]) - torch.outer(p[n], p[n])
+                for t in range(of.inputs.shape[1]):
+                    slope, value = of.gradients[:, n, t].double(), of.inputs[n, t].double()
+                    outer += slope.T @ Lambda @ slope
+                    inner += torch.outer(value, value)
+        for factor, truth in ((g, outer), (x, inner)):
+            assert distance((factor.vectors.T * factor.values) @ factor.vectors, truth) < CLOSE
+
+
 def test_repeated_they_sum(engine: Engine) -> None:
     once, thrice = (Kronecker.fit(gradients(engine, 0, ONE_TOKEN * n, "sum"), 10) for n in (1, 3))
     assert distance(thrice.eigenvalues(), 3 * once.eigenvalues()) < CLOSE
@@ -216,8 +237,13 @@ def test_drawn_scores_have_their_covariance_and_without_any_nothing_moves(
     contrast = moved.log_probs[:, :, 1] - moved.log_probs[:, :, 0] - (p.log_probs[0, :, 1] - p.log_probs[0, :, 0])
     # A variance of 4,000 normal numbers is within 5 standard errors of 2/sqrt(2 * 4,000) of itself.
     assert np.abs(contrast.var(axis=0) / 0.25 - 1).max() < 5 * math.sqrt(2 / 4000)
-    alone = draw_scores(p.select(np.array([2])), C[2:3], 4000, seed=0)
-    np.testing.assert_array_equal(alone.log_probs[:, 0], moved.log_probs[:, 2])
+    # Whatever is asked beside it: alone, a question of fewer choices makes a narrower table.
+    n = int(p.mask.sum(axis=1).argmin())
+    K = int(p.mask[n].sum())
+    question = p.select(np.array([n]))
+    question = replace(question, log_probs=question.log_probs[..., :K], mask=question.mask[:, :K])
+    alone = draw_scores(question, C[n : n + 1, : K - 1, : K - 1], 4000, seed=0)
+    np.testing.assert_allclose(alone.log_probs[:, 0], moved.log_probs[:, n, :K], rtol=1e-12)
 
 
 def test_it_is_of_a_likelihood_of_choices(tmp_path: Path) -> None:

@@ -21,7 +21,7 @@ from ripieno.progress import Progress
 
 @pytest.fixture
 def trained(tmp_path: Path) -> Trained:
-    """One member after an epoch, validated on the questions it trained on."""
+    """One member after two epochs, validated on the questions it trained on."""
     settings = config(epochs=2)
     made = train(tmp_path / "run", settings, [0])
     ensemble = Ensemble(
@@ -41,6 +41,10 @@ def test_rotated_it_is_the_same_update_with_an_orthonormal_left_side(rank: int, 
     assert distance(U @ A, up @ down) < 1e-6
     kept = min(rank, out)
     torch.testing.assert_close((U.T @ U)[:kept, :kept], torch.eye(kept), atol=1e-6, rtol=0)
+    # What it does not have is given no noise: a member of a lower rank, a layer that is not its own.
+    up[:, 1:] = 0
+    assert rotate(down, up)[1].any(dim=0).sum() == 1
+    assert not rotate(down, torch.zeros_like(up))[1].any()
 
 
 def test_draws_move_the_update_by_sigma_along_its_own_directions(trained: Trained) -> None:

@@ -29,9 +29,7 @@ def found(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, MethodsTable]
         row("swag", refused="it needs 20 <i>checkpoints</i>"),
     ]
     path = folder(tmp_path_factory.mktemp("compared"), rows, shared_calibration=True)
-    (page := methods.tabulate(path)).stat()
-    assert page == path / "report" / "index.html"
-    return path, methods.table(path)
+    return path, methods.tabulate(path)
 
 
 def crafted(ensemble: Difference, dropout: Difference, replicates: int = 5) -> MethodsTable:
@@ -159,7 +157,8 @@ def test_what_knows_nothing_of_the_answers_stands_beside_the_rows(tmp_path: Path
 
 
 def html(path: Path) -> str:
-    return methods.tabulate(path).read_text(encoding="utf-8")
+    methods.tabulate(path)
+    return (path / "report" / "index.html").read_text(encoding="utf-8")
 
 
 def test_the_terminals_table_fits(found: tuple[Path, MethodsTable]) -> None:

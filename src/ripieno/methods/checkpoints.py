@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from ripieno.config import Config
+from ripieno.errors import UserError
 from ripieno.methods import Fitted, Method
 from ripieno.methods.trained import Trained
 
@@ -24,11 +25,17 @@ class Checkpoints(Method):
 
     def refusal(self, config: Config, epoch: int, count: int) -> str | None:
         """A draw is an epoch."""
-        return f"{count} draws take as many epochs; give --draws {epoch} at most" if count > epoch else None
+        return f"{count} draws take as many epochs, and there are {epoch}; ask fewer draws" if count > epoch else None
 
     def draws(self, trained: Trained, fitted: Fitted, count: int) -> Iterator[None]:
-        """Load the adapters of `count` epochs, member by member."""
+        """Load the adapters of `count` epochs, member by member, from the one that it answers with."""
         for member in self.stands_on(trained.members):
-            for epoch in range(trained.epoch, trained.epoch - count, -1):
+            last = trained.epoch_of(member)
+            if last < count:
+                raise UserError(
+                    f"{trained.run.path}: member {member} answers with epoch {last}, which is less than {count} "
+                    "checkpoints; ask fewer draws"
+                )
+            for epoch in range(last, last - count, -1):
                 trained.load(member, epoch)
                 yield None

@@ -41,7 +41,8 @@ from ripieno.model.prediction import Asked
 from ripieno.predictions import Predictions
 from ripieno.seeds import derive, generator
 
-WIDE = 100  # widths from which on a Kronecker factor is kept by its largest directions
+WIDE = 100  # the widest Kronecker factor that is kept whole, and not by its largest directions
+WAITING = 512  # rows of a wide factor that are held before they are reduced to its directions
 TAUS = tuple(10.0**power for power in range(-2, 6))  # precisions that validation chooses from
 SIDES = ("A", "B")
 
@@ -61,6 +62,8 @@ class Laplace(Method):
         """It is the posterior of a likelihood of choices."""
         if config.training.loss != "choices":
             return f"it was trained with training.loss {config.training.loss}; train another run with choices"
+        if self.prior_precision == "validation" and self.predictive == "sampled":
+            return "prior_precision validation judges linearised answers; choose predictive linearised with it"
         if self.prior_precision == "validation" and not config.data.validation:
             return "it has no data.validation to choose the prior's precision by; name a set and train again"
         return None
@@ -91,12 +94,15 @@ class Laplace(Method):
         for draw in range(count):
             seed = derive(trained.config.training.seed, "laplace draw", trained.member, draw)
             noise = torch.Generator().manual_seed(seed)
-
-            def sampled(key: str, weight: Tensor) -> Tensor:
-                drawn = torch.randn(weight.shape, generator=noise).to(weight.device)  # noqa: B023 (used at once)
-                return weight + posterior.sample(key, drawn, tau)
-
-            trained.put({name: (sampled(f"{name}.A", A), sampled(f"{name}.B", B)) for name, (A, B) in means.items()})
+            weights = {}
+            for name, (A, B) in means.items():
+                own = (A != 0).any(dim=1)  # a member's own rows; others, of a lower rank or a foreign layer, stay 0
+                moved = [
+                    posterior.sample(f"{name}.{side}", torch.randn(W.shape, generator=noise).to(W.device), tau)
+                    for side, W in zip(SIDES, (A, B), strict=True)
+                ]
+                weights[name] = A + moved[0] * own[:, None], B + moved[1] * own
+            trained.put(weights)
             yield None
 
     def answer(self, trained: Trained, fitted: Fitted, asked: Asked, count: int) -> Predictions:
@@ -269,6 +275,7 @@ class _Sum:
         self.rank = width if width <= WIDE else min(rank, width)
         self.whole = torch.zeros(width, width) if width <= WIDE else None
         self.kept = torch.zeros(0, width)  # rows whose outer products sum to what is kept
+        self.waiting: list[Tensor] = []
 
     def add(self, rows: Tensor) -> None:
         """Add some rows."""
@@ -276,14 +283,20 @@ class _Sum:
         if self.whole is not None:
             self.whole += rows.T @ rows
             return
-        values, vectors = largest(torch.cat([self.kept, rows]), self.rank)
-        self.kept = values[:, None] * vectors
+        self.waiting.append(rows)
+        if sum(map(len, self.waiting)) >= WAITING:
+            self._reduce()
+
+    def _reduce(self) -> None:
+        values, vectors = largest(torch.cat([self.kept, *self.waiting]), self.rank)
+        self.kept, self.waiting = values[:, None] * vectors, []
 
     def factor(self) -> Factor:
         """Return the sum."""
         if self.whole is not None:
             values, vectors = torch.linalg.eigh(self.whole.double())
             return Factor(vectors.T.float(), values.clamp(min=0).float())
+        self._reduce()
         norms = self.kept.norm(dim=1)
         return Factor(self.kept / norms.clamp(min=torch.finfo(torch.float32).tiny)[:, None], norms**2)
 
@@ -364,10 +377,12 @@ def draw_scores(p: Predictions, covariance: NDArray[np.float64], count: int, see
     """
     K = p.mask.shape[1]
     values, vectors = np.linalg.eigh(covariance)  # semidefinite: absent choices have no spread
-    roots = vectors * np.sqrt(np.maximum(values, 0.0))[:, None, :]
-    noise = np.stack(
-        [generator(seed, "scores", question).standard_normal((count, K - 1)) for question in p.question_ids]
-    )
+    # The symmetric root: it keeps the zeros of absent choices where they are.
+    roots = (vectors * np.sqrt(np.maximum(values, 0.0))[:, None, :]) @ vectors.transpose(0, 2, 1)
+    noise = np.zeros((len(p.question_ids), count, K - 1))
+    for n, question in enumerate(p.question_ids):
+        own = int(p.mask[n].sum()) - 1
+        noise[n, :, :own] = generator(seed, "scores", question).standard_normal((count, own))
     moved = np.einsum("nij,ndj->dni", roots, noise)
     scores = p.log_probs + np.concatenate([np.zeros((*moved.shape[:2], 1)), moved], axis=-1)
     # Dividing by a temperature of 1 normalises over each question's own choices.

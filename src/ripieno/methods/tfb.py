@@ -25,6 +25,7 @@ from ripieno.seeds import derive
 from ripieno.training.variational import noise
 
 LARGEST, SMALLEST = 1.0, 1e-4  # sigma searched between them
+RANK_TOLERANCE = 1e-6  # of the largest singular value: what float32 makes of a 0
 
 
 class Tfb(Method):
@@ -79,9 +80,11 @@ class Tfb(Method):
 def rotate(down: Tensor, up: Tensor) -> tuple[Tensor, Tensor]:
     """Return (diag(d) V^T A, U) of A (down) and B = U diag(d) V^T (up): the same update B A, its left side orthonormal.
 
-    A rank above the width of the output leaves columns of 0.
+    Columns of 0 stand for directions that B does not have: of a lower rank, of a layer that is not the member's, or of
+    a rank above the width of the output. What it does not have is given no noise.
     """
     U, d, Vh = torch.linalg.svd(up, full_matrices=False)
+    U = U * (d > RANK_TOLERANCE * d.max())
     missing = len(down) - len(d)
     return torch.nn.functional.pad(d[:, None] * Vh @ down, (0, 0, 0, missing)), torch.nn.functional.pad(U, (0, missing))
 

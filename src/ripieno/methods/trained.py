@@ -39,7 +39,7 @@ class Trained:
         answered: what single members answered already, by member, epoch and questions, with the tokens that it took;
             may be shared.
         epochs: member -> the epoch that it answers with instead.
-        read: tokens that answering took, as if nothing had been answered before; for whoever counts costs.
+        read: tokens that answering took; what was answered before counts as it did then. For whoever counts costs.
         used: the files that were put in place; likewise.
     """
 
@@ -61,6 +61,21 @@ class Trained:
         """The first member."""
         return self.members[0]
 
+    def epoch_of(self, member: int, epoch: int | None = None) -> int:
+        """Return the epoch of the adapter that a member answers with after an epoch, this one by default.
+
+        Raises:
+            UserError: its training failed before.
+        """
+        epoch = self.epochs.get(member, self.epoch) if epoch is None else epoch
+        answering = adapter_epochs(self.run, [member], epoch)
+        if not answering:
+            raise UserError(
+                f"{self.run.path}: the training of member {member} failed before epoch {epoch}, so it cannot be asked; "
+                "lower training.learning_rate and train another run"
+            )
+        return answering[member]
+
     def adapter(self, member: int, epoch: int | None = None) -> Path:
         """Return the folder of the adapter that a member answers with after an epoch, this one by default.
 
@@ -68,7 +83,7 @@ class Trained:
             UserError: it is not trained so far, or its training failed before.
             EnvironmentFault: its files are missing or damaged.
         """
-        at = self._epoch_of(member, epoch)
+        at = self.epoch_of(member, epoch)
         require_adapter(self.run, member, at)
         return self.run.adapter(member, at)
 
@@ -76,7 +91,7 @@ class Trained:
         """Put a member's adapter of an epoch (this one by default) in place."""
         folder = self.adapter(member, epoch)
         self.used.add(folder / "adapter_model.safetensors")
-        loaded = (member, self._epoch_of(member, epoch))
+        loaded = (member, self.epoch_of(member, epoch))
         if self._loaded != loaded:
             self.ensemble.stack.load_peft(0, folder)
         self._loaded, self._standing = loaded, member
@@ -109,7 +124,7 @@ class Trained:
         return p
 
     def training_trees(self) -> list[TokenTree]:
-        """Return the questions that the first member trained on in this epoch, as it saw them: repeats are its bag's.
+        """Return what the first member trained on in the epoch it answers with, as it saw it: repeats are its bag's.
 
         Raises:
             UserError: it trained on more than questions and their choices.
@@ -119,12 +134,10 @@ class Trained:
                 f"{self.run.path}: was trained with training.loss {self.config.training.loss}; what is fitted to "
                 "probabilities of choices takes training.loss choices"
             )
-        training = self.config.training
-        rows = self._questions(self.config.data.train)
-        _, dropped = self.ensemble.encoder.trees(rows, training.max_tokens, training.too_long)
-        left_out = {question.id for question in dropped}
-        kept = [question for question in rows if question.id not in left_out]
-        seen = Examples(kept, self.ensemble.encoder, self.config).epoch(self.member, self.epoch)
+        # What training dropped as too long, in any member's template, is not in the bag that a member draws from.
+        left_out = set(self.run.manifest()["dropped"]["too_long"]["train"])
+        kept = [question for question in self._questions(self.config.data.train) if question.id not in left_out]
+        seen = Examples(kept, self.ensemble.encoder, self.config).epoch(self.member, self.epoch_of(self.member))
         return [row for row in seen if isinstance(row, TokenTree)]
 
     @cached_property
@@ -146,10 +159,3 @@ class Trained:
     def _questions(self, sets: Sequence[str]) -> list[Question]:
         names = map(DatasetName.parse, sets)
         return [q for name in names for q in read_questions(self.run.questions(name.folder, name.file))]
-
-    def _epoch_of(self, member: int, epoch: int | None) -> int:
-        epoch = self.epochs.get(member, self.epoch) if epoch is None else epoch
-        answering = adapter_epochs(self.run, [member], epoch)
-        if not answering:
-            raise UserError(f"{self.run.path}: member {member} failed before epoch {epoch}; give another --member")
-        return answering[member]

@@ -31,5 +31,5 @@ class Variational(Method):
         for draw in range(count):
             seed = derive(trained.config.training.seed, "variational draw", trained.member, draw)
             drawn = noise(trained.ensemble.stack, seed)
-            trained.put({name: (A + std[name] * drawn[name], B) for name, (A, B) in means.items()})
+            trained.put({name: (A + std[name].to(A.device) * drawn[name], B) for name, (A, B) in means.items()})
             yield None

@@ -54,18 +54,15 @@ def table(folder: Path) -> MethodsTable:
     return methods.tabulate(read(folder))
 
 
-def tabulate(folder: Path) -> Path:
+def tabulate(folder: Path) -> MethodsTable:
     """Measure what a folder holds, and write report/index.html and report/table.csv.
-
-    Returns:
-        The page.
 
     Raises:
         UserError, EnvironmentFault: as `comparison.read`.
     """
     found = table(folder)
     write(folder, found)
-    return folder / "report" / "index.html"
+    return found
 
 
 def write(folder: Path, found: MethodsTable) -> None:

@@ -149,7 +149,7 @@ def _require_whole(run: RunFolder) -> None:
         if path.startswith(("predictions/", "features/")) and kept and not run.whole(file):
             method, *settings = file.name.partition("-epoch-")[0].split("-")
             how = "" if method in (BASE, METHOD) or path.startswith("features/") else f" --method {method}"
-            how += f" (with the --setting of {', '.join(settings)})" if settings else ""
+            how += "".join(f" --setting {setting}" for setting in settings)
             raise EnvironmentFault(f"{file}: missing or damaged; `ripieno evaluate {run.path}{how}` makes it again")
 
 

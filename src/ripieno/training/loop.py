@@ -6,6 +6,7 @@ import math
 import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -191,7 +192,8 @@ class Trainer:
             if not alive:
                 break
         if alive:
-            self.run.append("timing.jsonl", {"what": "train", "epoch": epoch, **timer.line(questions)})
+            line = {"what": "train", "epoch": epoch, "members": [self.stack.members[p] for p in running]}
+            self.run.append("timing.jsonl", line | timer.line(questions))
         for p in list(alive):
             with torch.no_grad():  # a last step that broke the weights has no next loss to show it
                 shortest = min(rows[p], key=lambda row: (row.length < 2, row.read))  # a single token predicts none
@@ -254,7 +256,8 @@ class Trainer:
             )
             return False
         rate = learning_rate(self.config, self.steps[p], total_steps)
-        optimizer.param_groups[0]["lr"] = rate
+        for group in optimizer.param_groups:
+            group["lr"] = rate
         optimizer.step()
         optimizer.zero_grad()
         if self.posterior and training.variational and training.variational.divergence_rate:
@@ -315,9 +318,10 @@ class Trainer:
     def _optimizer(self, p: int) -> torch.optim.AdamW:
         training = self.config.training
         # All of a member's tensors in one kernel: there are hundreds of them, and each is small.
-        return torch.optim.AdamW(
-            self._parameters(p), lr=training.learning_rate, weight_decay=training.weight_decay, fused=True
-        )
+        groups: list[dict[str, Any]] = [{"params": self.stack.parameters(p)}]
+        if self.posterior:  # a decay is a prior of weights, and no prior of their spread
+            groups.append({"params": self.posterior.parameters(p), "weight_decay": 0.0})
+        return torch.optim.AdamW(groups, lr=training.learning_rate, weight_decay=training.weight_decay, fused=True)
 
     def _parameters(self, p: int) -> list[Tensor]:
         """Return all that a member's optimizer moves."""
