@@ -192,9 +192,7 @@ def compare(
                     train(one, folder / "trainings" / one.name, members=members, data_dir=data_dir, progress=progress)
                     for one, members in plan
                 ]
-            except (
-                UserError
-            ) as error:  # such as members that all failed; what is trained otherwise is there all the same
+            except UserError as error:  # such as members that all failed: what is trained otherwise is there
                 refused |= {row.name: str(error) for row in possible if name in row.training}
                 continue
             worlds[name] = World(runs, config.training.members, data_dir, progress)
@@ -358,7 +356,7 @@ def _repetition(
     """
     count, own = _count(config, row), [worlds[name] for name in row.training]
     what = kept.path / "chosen" / f"{row.slug}-replicate-{r:03d}.json"
-    adapters = [sha256_of(file) for world in own for file in _adapters(world, r)]
+    adapters = [sha256_of(file) for world in own for file in _adapters(world, r, _method(row))]
     inputs = json.dumps([row.model_dump(mode="json"), count, adapters], sort_keys=True)
     if kept.whole(what):
         stored: dict[str, Any] = json.loads(what.read_bytes())
@@ -402,9 +400,9 @@ def _repetition(
     return stored
 
 
-def _adapters(world: World, r: int) -> Iterator[Path]:
+def _adapters(world: World, r: int, method: Method) -> Iterator[Path]:
     run, members = world.of(r)
-    for member in members:
+    for member in method.stands_on(members):
         for epoch in range(1, world.config.training.epochs + 1):
             file = run.adapter_files(member, epoch)[1]
             if file.exists():
