@@ -79,6 +79,7 @@ class World:
     data_dir: Path | None
     progress: Progress
     answered: dict[RunFolder, dict[Known, tuple[Predictions, int]]] = field(default_factory=dict)
+    encoded: dict[str, Asked] = field(default_factory=dict)
 
     @property
     def run(self) -> RunFolder:
@@ -141,14 +142,8 @@ class World:
     def trained(self, repetition: int, epoch: int, epochs: Mapping[int, int] | None = None) -> Trained:
         """Return what a method works with."""
         run, members = self.of(repetition)
-        answered = self.answered.setdefault(run, {})
-        made = Trained(run, run.config(), self.ensemble, members, epoch, self.progress, answered, dict(epochs or {}))
-        made.__dict__["validation"] = self._validation  # encoded once for all
-        return made
-
-    @cached_property
-    def _validation(self) -> Asked:
-        return Trained(self.run, self.config, self.ensemble, [0], 1, self.progress).validation
+        answered, own = self.answered.setdefault(run, {}), dict(epochs or {})
+        return Trained(run, run.config(), self.ensemble, members, epoch, self.progress, answered, self.encoded, own)
 
 
 def compare(

@@ -27,9 +27,8 @@ def trained(tmp_path: Path) -> Trained:
     ensemble = Ensemble(
         made.engine, made.stack, made.examples.encoder, settings.prompt, settings.evaluation, 1, range(1)
     )
-    found = Trained(made.run, settings, ensemble, [0], 2, Progress(quiet=True))
-    found.__dict__["validation"] = ensemble.encode(QUESTIONS)
-    return found
+    encoded = {"validation": ensemble.encode(QUESTIONS)}
+    return Trained(made.run, settings, ensemble, [0], 2, Progress(quiet=True), encoded=encoded)
 
 
 @pytest.mark.parametrize(("rank", "out"), [(3, 7), (5, 4)])

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, MutableMapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cached_property
 from pathlib import Path
 
 from torch import Tensor
@@ -38,6 +37,7 @@ class Trained:
         progress: advanced by one a question that is answered.
         answered: what single members answered already, by member, epoch and questions, with the tokens that it took;
             may be shared.
+        encoded: questions by their role, encoded already; may be shared.
         epochs: member -> the epoch that it answers with instead.
         read: tokens that answering took; what was answered before counts as it did then. For whoever counts costs.
         used: the files that were put in place; likewise.
@@ -50,6 +50,7 @@ class Trained:
     epoch: int
     progress: Progress
     answered: MutableMapping[Known, tuple[Predictions, int]] = field(default_factory=dict)
+    encoded: MutableMapping[str, Asked] = field(default_factory=dict)
     epochs: Mapping[int, int] = field(default_factory=dict)
     read: int = field(default=0, init=False)
     used: set[Path] = field(default_factory=set, init=False)
@@ -91,10 +92,9 @@ class Trained:
         """Put a member's adapter of an epoch (this one by default) in place."""
         folder = self.adapter(member, epoch)
         self.used.add(folder / "adapter_model.safetensors")
-        loaded = (member, self.epoch_of(member, epoch))
-        if self._loaded != loaded:
-            self.ensemble.stack.load_peft(0, folder)
-        self._loaded, self._standing = loaded, member
+        # Always: others that work with the same ensemble may have put something else there.
+        self.ensemble.stack.load_peft(0, folder)
+        self._loaded, self._standing = (member, self.epoch_of(member, epoch)), member
 
     def weights(self) -> dict[str, tuple[Tensor, Tensor]]:
         """Return copies of what is in place: the A [r, in] and B [out, r] of every layer."""
@@ -140,21 +140,21 @@ class Trained:
         seen = Examples(kept, self.ensemble.encoder, self.config).epoch(self.member, self.epoch_of(self.member))
         return [row for row in seen if isinstance(row, TokenTree)]
 
-    @cached_property
+    @property
     def validation(self) -> Asked:
         """The questions of the validation role that have an answer.
 
         Raises:
             UserError: there are none.
         """
-        questions = [
-            question for question in self._questions(self.config.data.validation) if question.answer is not None
-        ]
-        if not questions:
-            raise UserError(
-                f"{self.run.path}: its config names no data.validation with answers; add some and train again"
-            )
-        return self.ensemble.encode(questions)
+        if "validation" not in self.encoded:
+            questions = [q for q in self._questions(self.config.data.validation) if q.answer is not None]
+            if not questions:
+                raise UserError(
+                    f"{self.run.path}: its config names no data.validation with answers; add some and train again"
+                )
+            self.encoded["validation"] = self.ensemble.encode(questions)
+        return self.encoded["validation"]
 
     def _questions(self, sets: Sequence[str]) -> list[Question]:
         names = map(DatasetName.parse, sets)
