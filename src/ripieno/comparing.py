@@ -15,12 +15,12 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import yaml
 
-from ripieno import comparison, measures, methods, provenance
+from ripieno import comparison, methods, provenance
 from ripieno.comparison import Index, predictions_file
 from ripieno.comparison_config import Comparison, MethodRow
 from ripieno.config import Config
@@ -32,7 +32,7 @@ from ripieno.errors import UserError
 from ripieno.evaluation import Sampling, fit, matched_choices
 from ripieno.experiment import assign_roles, train, work
 from ripieno.methods import Method
-from ripieno.methods.trained import Known, Trained
+from ripieno.methods.trained import Known, Trained, pooled_nll
 from ripieno.model.prediction import Asked
 from ripieno.parquet import to_parquet
 from ripieno.predictions import Predictions
@@ -425,22 +425,19 @@ def _trial(row: MethodRow, world: World, training: str, settings: Mapping[str, A
     trained = world.trained(r, epoch, own)
     fitted = fit(Sampling(row.method, count, trained.member, settings), trained)
     p = method.answer(trained, fitted, trained.validation, count)
-    return replace(trial, read=trial.read + trained.read, nll=_nll(p, row.pooling))
+    return replace(trial, read=trial.read + trained.read, nll=pooled_nll(p, row.pooling))
 
 
-def _member_losses(trained: Trained, members: Sequence[int], pooling: str) -> tuple[float, list[float]]:
+def _member_losses(
+    trained: Trained, members: Sequence[int], pooling: Literal["prob", "logit"]
+) -> tuple[float, list[float]]:
     """Return the mean NLL of members pooled, and of each, on the validation questions."""
     parts = []
     for member in members:
         trained.load(member)
         parts.append(trained.ask(trained.validation))
     pooled = replace(parts[0], log_probs=np.concatenate([p.log_probs for p in parts]))
-    return _nll(pooled, pooling), [_nll(p, pooling) for p in parts]
-
-
-def _nll(p: Predictions, pooling: str) -> float:
-    pooled = (measures.pool_logits if pooling == "logit" else measures.pool_log)(p.log_probs)
-    return float(measures.nll(pooled, p.targets).mean())
+    return pooled_nll(pooled, pooling), [pooled_nll(p, pooling) for p in parts]
 
 
 def _tokens_of_a_member(world: World, r: int) -> float:

@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import Field, PositiveInt, ValidationError, model_validator
 
 from ripieno import config as configs
-from ripieno.config import Adapter, Base, Compute, Config, Data, Evaluation, Prompt, Section, Training, explain
+from ripieno.config import Config, Experiment, Section, explain
 from ripieno.errors import UserError
 
 
@@ -48,22 +48,16 @@ class MethodRow(Section):
         return [(training, settings) for training in self.training for settings in combined]
 
 
-class Comparison(Section):
-    """Ways to be uncertain about one adapter, side by side: the keys of an experiment, and what is compared."""
+class Comparison(Experiment):
+    """Ways to be uncertain about one adapter, side by side: the keys of an experiment, and what is compared.
 
-    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+    `training.members` is the size of one ensemble, and the draws of the other methods.
+    """
+
     seeds: PositiveInt = 5
     """How often everything is trained again, from other seeds; fewer than 5 are called descriptive."""
     reference: str = "single"
     """Name of the row that the others are measured against."""
-    base: Base = Base()
-    adapter: Adapter = Adapter()
-    prompt: Prompt = Prompt()
-    data: Data
-    training: Training = Training()
-    """`members` is the size of one ensemble, and the draws of the other methods."""
-    evaluation: Evaluation = Evaluation()
-    compute: Compute = Compute()
     trainings: dict[str, dict[str, Any]] = {"plain": {}}  # noqa: RUF012 (pydantic copies it)
     """By name, which keys each way of training changes, such as {dropout: {adapter.dropout: 0.1}}."""
     rows: Annotated[tuple[MethodRow, ...], Field(min_length=1)]

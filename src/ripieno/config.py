@@ -212,8 +212,8 @@ class Compute(Section):
     threads: PositiveInt | None = None
 
 
-class Config(Section):
-    """A whole experiment."""
+class Experiment(Section):
+    """What an experiment is made of: the sections of a config, and of a comparison of several ways to train."""
 
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
     base: Base = Base()
@@ -223,6 +223,10 @@ class Config(Section):
     training: Training = Training()
     evaluation: Evaluation = Evaluation()
     compute: Compute = Compute()
+
+
+class Config(Experiment):
+    """A whole experiment."""
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:

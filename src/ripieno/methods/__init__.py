@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import importlib
 import pkgutil
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, ClassVar
 
@@ -28,7 +29,7 @@ from ripieno.predictions import Predictions, of_draws
 Fitted = Mapping[str, Tensor]
 
 
-class Method(Section):
+class Method(Section, ABC):
     """A way to answer; its fields are what may be chosen about it."""
 
     of_members: ClassVar[bool] = False
@@ -55,6 +56,7 @@ class Method(Section):
         """
         return {}
 
+    @abstractmethod
     def draws(self, trained: Trained, fitted: Fitted, count: int) -> Iterator[int | None]:
         """Put each of `count` draws in place, and yield the seed of its dropout masks, if any.
 
@@ -62,7 +64,6 @@ class Method(Section):
             UserError: a member is not trained so far.
             EnvironmentFault: an adapter is missing or damaged.
         """
-        raise NotImplementedError
 
     def answer(self, trained: Trained, fitted: Fitted, asked: Asked, count: int) -> Predictions:
         """Return what each draw answers, [draw, question, choice]."""

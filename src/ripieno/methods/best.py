@@ -7,10 +7,9 @@ from typing import ClassVar
 
 import torch
 
-from ripieno import measures
 from ripieno.config import Config
 from ripieno.methods import Fitted, Method
-from ripieno.methods.trained import Trained
+from ripieno.methods.trained import Trained, pooled_nll
 
 
 class Best(Method):
@@ -31,8 +30,7 @@ class Best(Method):
         losses = []
         for member in trained.members:
             trained.load(member)
-            p = trained.ask(trained.validation)
-            losses.append(float(measures.nll(p.log_probs, p.targets).mean()))
+            losses.append(pooled_nll(trained.ask(trained.validation)))
         return {"member": torch.tensor(trained.members[losses.index(min(losses))])}
 
     def said(self, fitted: Fitted) -> str:

@@ -35,7 +35,7 @@ from ripieno import measures
 from ripieno.config import Config, PositiveInt
 from ripieno.errors import UserError
 from ripieno.methods import Fitted, Method
-from ripieno.methods.trained import Trained
+from ripieno.methods.trained import Trained, pooled_nll
 from ripieno.model.jacobian import Gradients, WeightGradients, gradients
 from ripieno.model.prediction import Asked
 from ripieno.predictions import Predictions
@@ -132,7 +132,7 @@ class Laplace(Method):
         losses = []
         for C in covariances(self._gradients(trained, asked), posterior, TAUS, p):
             drawn = draw_scores(p, C, 100, seed)
-            losses.append(float(measures.nll(measures.pool_log(drawn.log_probs), p.targets).mean()))
+            losses.append(pooled_nll(drawn))
         return TAUS[losses.index(min(losses))]
 
 

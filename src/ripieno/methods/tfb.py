@@ -16,10 +16,9 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from ripieno import measures
 from ripieno.config import Config, PositiveInt
 from ripieno.methods import Fitted, Method
-from ripieno.methods.trained import Trained
+from ripieno.methods.trained import Trained, pooled_nll
 from ripieno.predictions import of_draws
 from ripieno.seeds import derive
 from ripieno.training.variational import noise
@@ -45,7 +44,7 @@ class Tfb(Method):
     def fit(self, trained: Trained) -> Fitted:
         """Search sigma by bisection of its logarithm; 0 where even the smallest is too large."""
         trained.load(trained.member)
-        allowed = _nll(trained) * (1 + self.tolerance)
+        allowed = pooled_nll(trained.ask(trained.validation)) * (1 + self.tolerance)
         low, high = math.log(SMALLEST), math.log(LARGEST)
         if self._loss(trained, SMALLEST) > allowed:
             return {"sigma": torch.tensor(0.0)}
@@ -63,9 +62,8 @@ class Tfb(Method):
         yield from self._draws(trained, float(fitted["sigma"]), "draw", count)
 
     def _loss(self, trained: Trained, sigma: float) -> float:
-        parts = [trained.ask(trained.validation) for _ in self._draws(trained, sigma, "search", self.search_draws)]
-        p = of_draws(parts)
-        return float(measures.nll(measures.pool_log(p.log_probs), p.targets).mean())
+        drawn = self._draws(trained, sigma, "search", self.search_draws)
+        return pooled_nll(of_draws([trained.ask(trained.validation) for _ in drawn]))
 
     def _draws(self, trained: Trained, sigma: float, purpose: str, count: int) -> Iterator[None]:
         trained.load(trained.member)
@@ -87,8 +85,3 @@ def rotate(down: Tensor, up: Tensor) -> tuple[Tensor, Tensor]:
     U = U * (d > RANK_TOLERANCE * d.max())
     missing = len(down) - len(d)
     return torch.nn.functional.pad(d[:, None] * Vh @ down, (0, 0, 0, missing)), torch.nn.functional.pad(U, (0, missing))
-
-
-def _nll(trained: Trained) -> float:
-    p = trained.ask(trained.validation)
-    return float(measures.nll(measures.pool_log(p.log_probs), p.targets).mean())

@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping, MutableMapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Literal
 
 from torch import Tensor
 
+from ripieno import measures
 from ripieno.config import Config
 from ripieno.data.question import Question, read_questions
 from ripieno.data.splits import DatasetName
@@ -159,3 +161,9 @@ class Trained:
     def _questions(self, sets: Sequence[str]) -> list[Question]:
         names = map(DatasetName.parse, sets)
         return [q for name in names for q in read_questions(self.run.questions(name.folder, name.file))]
+
+
+def pooled_nll(p: Predictions, pooling: Literal["prob", "logit"] = "prob") -> float:
+    """Return the mean NLL of what all rows answer together, by the mean of their probabilities or of their logits."""
+    pooled = (measures.pool_logits if pooling == "logit" else measures.pool_log)(p.log_probs)
+    return float(measures.nll(pooled, p.targets).mean())

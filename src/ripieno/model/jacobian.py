@@ -17,8 +17,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ripieno.model.batching import cut, lay_out_sequences, lay_out_trees, on_device
-from ripieno.model.scoring import Engine, Normalisation, choice_log_probs
+from ripieno.model.batching import cut, lay_out_sequences, lay_out_trees
+from ripieno.model.scoring import Engine, Normalisation, arranged, choice_log_probs
 from ripieno.model.trees import TokenTree
 
 # Most tokens of a pass: enough to fill a device, and few enough to hold every layer's gradients of every contrast.
@@ -92,16 +92,11 @@ def gradients(
     for part in slices:
         some = ordered[part]
         with engine.stack.tapped() as taps:
-            likelihoods, _, _ = engine.padded.likelihoods([position], [some], None)
-        K = max(len(tree.branches) for tree in some)
-        row = [n for n, tree in enumerate(some) for _ in tree.branches]
-        choice = [k for tree in some for k in range(len(tree.branches))]
-        scores = likelihoods.new_full((len(some), K), -torch.inf).index_put(
-            (on_device(row, likelihoods.device), on_device(choice, likelihoods.device)), likelihoods
-        )
-        log_probs = choice_log_probs(scores[None], [some], normalisation)[0]
+            scores = arranged(engine.padded.likelihoods([position], [some], None), [some]).choices
+        log_probs = choice_log_probs(scores, [some], normalisation)[0]
+        K = log_probs.shape[1]
         present = torch.isfinite(log_probs.detach())
-        mask = _mask(some, whole, likelihoods.device).view(len(some), -1, 1)
+        mask = _mask(some, whole, scores.device).view(len(some), -1, 1)
         watched = [tensor for tap in taps.values() for tensor in (tap.z, tap.u)]
         of_contrasts: list[tuple[Tensor, ...]] = []
         for k in range(1, K):

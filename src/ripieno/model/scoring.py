@@ -176,7 +176,7 @@ class Engine:
             trees: P lists (one for the base) of n trees each.
             dropout_seeds: P seeds of this step's dropout masks; None for none.
         """
-        return _scores((self.packed or self.padded).likelihoods(members, trees, dropout_seeds), trees)
+        return arranged((self.packed or self.padded).likelihoods(members, trees, dropout_seeds), trees)
 
     @torch.inference_mode()
     def scan(
@@ -203,13 +203,13 @@ class Engine:
         with merged:
             if self.packed:
                 for index, found in self.packed.scan(members, trees, budget, dropout_seeds):
-                    yield index, _scores(found, [[trees[n] for n in index]] * P)
+                    yield index, arranged(found, [[trees[n] for n in index]] * P)
                 return
             order = sorted(range(len(trees)), key=lambda n: trees[n].length, reverse=True)
             rows = [[trees[n] for n in order]] * P
             for part in cut(rows, budget, self.whole_sequences):
                 some = [of_member[part] for of_member in rows]
-                yield order[part], _scores(self.padded.likelihoods(members, some, dropout_seeds), some)
+                yield order[part], arranged(self.padded.likelihoods(members, some, dropout_seeds), some)
 
     def text_likelihoods(
         self,
@@ -221,7 +221,7 @@ class Engine:
         return (self.packed or self.padded).text_likelihoods(members, rows, dropout_seeds)
 
 
-def _scores(found: tuple[Tensor, Tensor, Tensor], trees: Sequence[Sequence[TokenTree]]) -> Scores:
+def arranged(found: tuple[Tensor, Tensor, Tensor], trees: Sequence[Sequence[TokenTree]]) -> Scores:
     """Give what a pass found the shape [P, n, ...]."""
     likelihoods, logits, normaliser = found
     flat = [tree for of_member in trees for tree in of_member]
