@@ -15,7 +15,7 @@ so V counts what a seed does to a single question twice: it is too large by var(
 percentile interval of crossed resamples (Owen 2007, "The pigeonhole bootstrap") would count that three times, and yet
 with R = 5 be too narrow where seeds matter: the variance of a resampled mean of R values is (R - 1)/R of V_R, and 2.8
 of its roots (t, 4 degrees of freedom) are needed where it takes 2. nu is Satterthwaite's (1946), rounded down. Limits:
-it takes the R values for normal; an interval of an AUROC near 1 may reach beyond it; questions count as
+it takes the R values for normal; an interval is cut where the measure ends; questions count as
 independent; temperatures and settings are taken as they were chosen.
 """
 
@@ -511,7 +511,7 @@ def _compared(key: _Key, column: Mapping[str, _Measured], reference: str) -> lis
     to_reference = _differences(tested, reference) if reference in tested else {}
     cells = []
     for row, x in column.items():
-        low, high = tested[row].interval() if row in tested else (None, None)
+        low, high = _possible(measure, *tested[row].interval()) if row in tested else (None, None)
         is_best = row == best if best is not None and row in tested else None
         cells.append(
             Cell(
@@ -522,6 +522,11 @@ def _compared(key: _Key, column: Mapping[str, _Measured], reference: str) -> lis
             )
         )
     return cells
+
+
+def _possible(measure: str, low: float, high: float) -> tuple[float, float]:
+    """Return an interval without what the measure cannot be: below 0, or above 1 where it is a share."""
+    return max(low, 0.0), min(high, 1.0) if measure in HIGHER_IS_BETTER else high
 
 
 @dataclass(frozen=True, slots=True)
