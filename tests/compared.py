@@ -16,7 +16,8 @@ from ripieno.parquet import to_parquet
 from ripieno.predictions import Predictions
 
 TEST, OUTSIDE, CALIBRATION = "home/test", "away/test", "home/train"
-LAPLACE: dict[str, Any] = {"answers": 4, "method": "laplace"}
+MEMBERS = 4  # of an ensemble
+LAPLACE: dict[str, Any] = {"answers": MEMBERS, "method": "laplace"}
 # How a row answers: `signal` makes it right, `scale` too sure, `noise` wrong in its own way each time.
 DRAWN = {"signal": 1.0, "scale": 1.0, "noise": 0.7}
 
@@ -95,6 +96,7 @@ def folder(
             file.write_bytes(to_parquet(*(answers(name, r, of, replicate, n, K) for replicate in range(replicates))))
     index = Index(
         replicates=replicates,
+        members=MEMBERS,
         reference=rows[0][0].name,
         calibration=calibration,
         test=test,

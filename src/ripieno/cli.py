@@ -166,14 +166,19 @@ def evaluate(
         list[str] | None,
         typer.Option(metavar="KEY=VALUE", help="With --method: change a setting of it, such as factors=diagonal."),
     ] = None,
-    draws: Annotated[int | None, typer.Option(help="With --method: how many; as many as members by default.")] = None,
+    draws: Annotated[
+        int | None,
+        typer.Option(
+            help="With --method: how many; as many as members by default, more where they are free (laplace)."
+        ),
+    ] = None,
     member: Annotated[int | None, typer.Option(help="With --method: whose; 0 by default.")] = None,
     data_dir: DataDir = None,
     quiet: Quiet = False,
 ) -> None:
     """Ask the base and the members, in and out of domain; what is there already is not computed again."""
     from ripieno import config as configs
-    from ripieno import evaluation
+    from ripieno import evaluation, methods
 
     folder = _run(run)
     config = folder.config()
@@ -197,7 +202,8 @@ def evaluate(
     sampling, last = None, config.training.epochs
     if method is not None:
         settings = configs.settings(setting or [], "--setting")
-        count = config.training.members if draws is None else draws
+        way = methods.named(method, settings)
+        count = way.count(config.training.members) if draws is None else draws
         sampling = evaluation.Sampling(method, count, member or 0, settings)
     epochs = _epochs(epoch or ("last" if sampling else "all"), last)
     if sampling is not None and epochs is None:

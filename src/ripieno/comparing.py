@@ -203,6 +203,7 @@ def compare(
         index = Index(
             schema=1,
             replicates=config.seeds,
+            members=config.training.members,
             reference=config.reference,
             calibration=_names(data.calibration),
             test=_names(data.test),
@@ -268,10 +269,11 @@ def _plan(config: Comparison, rows: Sequence[MethodRow], training: str) -> list[
 
 def _units(config: Comparison, row: MethodRow, roles: Roles) -> int:
     """Return the units of progress of one repetition of a row, as if it had one trial and fitted nothing."""
-    stands_on = _stands_on(row, config.training.members)
-    answers = stands_on * (1 if _method(row).of_members else _count(config, row))
+    method, stands_on = _method(row), _stands_on(row, config.training.members)
+    answers = stands_on * (1 if method.of_members or method.free else _count(config, row))
     asked = sum(len(roles.questions(role)) for role in ("calibration", "test", "ood"))
-    return answers * asked + stands_on * config.training.epochs * len(roles.questions("validation"))
+    choosing = config.training.epochs if row.epoch == "validation" else 0
+    return answers * asked + stands_on * choosing * len(roles.questions("validation"))
 
 
 def _names(sets: Sequence[str]) -> tuple[str, ...]:
@@ -289,7 +291,7 @@ def _stands_on(row: MethodRow, members: int) -> int:
 
 
 def _count(config: Comparison, row: MethodRow) -> int:
-    return row.draws or config.training.members
+    return row.draws or _method(row).count(config.training.members)
 
 
 def _refusal(config: Comparison, row: MethodRow) -> str | None:
@@ -405,24 +407,26 @@ def _adapters(world: World, r: int, method: Method) -> Iterator[Path]:
 
 
 def _trial(row: MethodRow, world: World, training: str, settings: Mapping[str, Any], r: int, count: int) -> Trial:
-    """Return a trial at its best epoch: that of the lowest validation NLL of the members it stands on.
+    """Return a trial at its best epoch, that of the lowest validation NLL of the members it stands on, or at the last.
 
     The members' own answers choose the epoch, pooled or each its own, whatever the method makes of them: it costs a
     method that has to be fitted no fit an epoch. Trials are then compared by what the method itself answers.
     """
     method = _method(row, settings)
     usable = [epoch for epoch in world.epochs if method.refusal(world.config, epoch, count) is None]
-    at = {epoch: world.trained(r, epoch) for epoch in usable}
-    stands_on = method.stands_on(at[usable[0]].members)
-    losses = {epoch: _member_losses(trained, stands_on, row.pooling) for epoch, trained in at.items()}
-    epoch = min(usable, key=lambda e: losses[e][0])
-    own: dict[int, int] = {}
-    if row.tuned == "member":
-        own = {member: min(usable, key=lambda e: losses[e][1][n]) for n, member in enumerate(stands_on)}
-    trial = Trial(training, settings, epoch, own, sum(trained.read for trained in at.values()))
+    trial = Trial(training, settings, usable[-1], {}, 0)
+    if row.epoch == "validation" and len(usable) > 1:
+        at = {epoch: world.trained(r, epoch) for epoch in usable}
+        stands_on = method.stands_on(at[usable[0]].members)
+        losses = {epoch: _member_losses(trained, stands_on, row.pooling) for epoch, trained in at.items()}
+        own: dict[int, int] = {}
+        if row.tuned == "member":
+            own = {member: min(usable, key=lambda e: losses[e][1][n]) for n, member in enumerate(stands_on)}
+        best = min(usable, key=lambda e: losses[e][0])
+        trial = replace(trial, epoch=best, epochs=own, read=sum(trained.read for trained in at.values()))
     if len(row.trials) == 1:
         return trial
-    trained = world.trained(r, epoch, own)
+    trained = world.trained(r, trial.epoch, trial.epochs)
     fitted = fit(Sampling(row.method, count, trained.member, settings), trained)
     p = method.answer(trained, fitted, trained.validation, count)
     return replace(trial, read=trial.read + trained.read, nll=pooled_nll(p, row.pooling))

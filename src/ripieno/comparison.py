@@ -64,6 +64,8 @@ class Index(_Content):
     schema_version: Literal[1] = Field(1, alias="schema")
     replicates: Annotated[int, Field(ge=1)]
     """R: how often everything was trained again, from other seeds."""
+    members: Annotated[int, Field(ge=1)]
+    """M: of an ensemble. Mutual information, which grows with the number of answers, is measured among so many."""
     reference: str
     """Name or slug of the row that every other one is compared with."""
     calibration: tuple[str, ...] = ()

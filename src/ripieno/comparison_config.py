@@ -31,8 +31,10 @@ class MethodRow(Section):
     """The mean of probabilities, or the normalised geometric mean of them."""
     tuned: Literal["pooled", "member"] = "pooled"
     """Epoch and temperature by the NLL of the pooled answer, or each member's by its own (arXiv:2511.04160)."""
+    epoch: Literal["validation", "last"] = "validation"
+    """After which it answers: the one that validation chooses, or the last, with no early stopping."""
     draws: PositiveInt | None = None
-    """Answers of a method that can give any number; `training.members` by default, so that all have as many."""
+    """Answers of a method that can give any number: `training.members` by default, more of one whose draws are free."""
 
     @property
     def slug(self) -> str:
@@ -51,7 +53,7 @@ class MethodRow(Section):
 class Comparison(Experiment):
     """Ways to be uncertain about one adapter, side by side: the keys of an experiment, and what is compared.
 
-    `training.members` is the size of one ensemble, and the draws of the other methods.
+    `training.members` is the size of one ensemble, and what other methods draw where a draw has to be asked for.
     """
 
     seeds: PositiveInt = 5

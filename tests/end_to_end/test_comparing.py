@@ -27,6 +27,7 @@ ROWS = [
     {"name": "best", "method": "best"},
     {"name": "ensemble", "method": "ensemble"},
     {"name": "each tuned", "method": "ensemble", "tuned": "member"},
+    {"name": "at the end", "method": "ensemble", "epoch": "last"},
     {"name": "repelled", "method": "ensemble", "training": ["repelled"]},
     {"name": "checkpoints", "method": "checkpoints", "settings": {"all_members": True}},
     {"name": "dropout", "method": "dropout", "training": ["dropout"]},
@@ -95,8 +96,8 @@ def test_every_row_is_there_and_one_that_cannot_be_had_says_why(folder: Path) ->
     assert list(refused) == ["no prior"]
     assert "it was trained without a prior" in str(refused["no prior"])
     assert {row.slug: row.answers for row in index.answered} == {
-        "single": 1, "map": 1, "best": 1, "checkpoints": 4,
-        **dict.fromkeys(("ensemble", "each-tuned", "repelled", "dropout", "laplace", "variational", "tfb"), MEMBERS),
+        "single": 1, "map": 1, "best": 1, "checkpoints": 4, "laplace": 100,
+        **dict.fromkeys(("ensemble", "each-tuned", "at-the-end", "repelled", "dropout", "variational", "tfb"), MEMBERS),
     }  # fmt: skip
 
 
@@ -116,6 +117,9 @@ def test_repetitions_are_groups_of_members_at_the_epoch_that_validation_chose(fo
         ours = answers(folder, "ensemble", r)
         np.testing.assert_allclose(ours.log_probs, of_members(folder, "plain", epoch).log_probs[list(of)], atol=2**-16)
         assert ours.members == tuple(of)
+        assert chosen["at-the-end"][r] == ["epoch 2"]
+        end = answers(folder, "at-the-end", r).log_probs
+        np.testing.assert_allclose(end, of_members(folder, "plain", 2).log_probs[list(of)], atol=2**-16)
         assert chosen["single"][r] == [f"epoch {best[of[0]]}"]
         single = of_members(folder, "plain", best[of[0]]).log_probs[of[0]]
         np.testing.assert_allclose(answers(folder, "single", r).log_probs[0], single, atol=2**-16)
@@ -138,9 +142,11 @@ def test_repetitions_are_groups_of_members_at_the_epoch_that_validation_chose(fo
 def test_costs_are_relative_to_one_member(folder: Path) -> None:
     cost = {row.slug: row for row in read_index(folder).answered}
     single = cost["single"]
-    for slug, times in {"ensemble": MEMBERS, "checkpoints": MEMBERS, "map": 1, "dropout": 1}.items():
+    for slug, times in {"ensemble": MEMBERS, "map": 1, "dropout": 1}.items():
         # Members read the same questions; what their questions have in common depends on the batch.
         assert cost[slug].training_tokens == pytest.approx(times * single.training_tokens, rel=0.2)
+    assert cost["at-the-end"].training_tokens < cost["ensemble"].training_tokens  # nothing is chosen
+    assert cost["checkpoints"].training_tokens == cost["at-the-end"].training_tokens  # nor here: it takes both epochs
     assert cost["best"].training_tokens >= cost["ensemble"].training_tokens
     assert cost["laplace"].training_tokens > single.training_tokens
     assert cost["tfb"].training_tokens > single.training_tokens
@@ -199,7 +205,13 @@ def test_validation_chooses_among_trials(base: Path, tmp_path: Path) -> None:
     trainings = {"slow": {"training.learning_rate": 1e-6}, "fast": {"training.learning_rate": 0.02}}
     two = [
         {"name": "single", "method": "single", "training": ["slow", "fast"]},
-        {"name": "laplace", "method": "laplace", "training": ["fast"], "tune": {"prior_precision": [1e-6, 1e8]}},
+        {
+            "name": "laplace",
+            "method": "laplace",
+            "draws": 1,
+            "training": ["fast"],
+            "tune": {"prior_precision": [1e-6, 1e8]},
+        },
     ]
     config = write(tmp_path, base, seeds=1, trainings=trainings, rows=two)
     works("compare", config, "--run", tmp_path / "run")

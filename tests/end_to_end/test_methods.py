@@ -14,8 +14,9 @@ from sampled import saved, stored, trained
 
 from ripieno import Ensemble, measures, methods
 from ripieno.data.question import read_questions
-from ripieno.methods.laplace import TAUS, Laplace
+from ripieno.methods.laplace import TAUS, Kronecker, Laplace
 from ripieno.runs import RunFolder
+from ripieno.training.loop import member_seed
 
 EPOCHS, DRAWS = 3, 3
 SAMPLED = [name for name in methods.names() if not methods.named(name).of_members]
@@ -101,15 +102,38 @@ def test_samples_differ_repeat_and_are_adapters_that_peft_reads(name: str, run: 
 
 
 def test_a_setting_has_a_file_of_its_own_and_what_was_fitted_is_kept(run: Path) -> None:
-    works("evaluate", run, "--method", "laplace", "--setting", "factors=diagonal", "--draws", "2")
+    works("evaluate", run, "--method", "laplace", "--setting", "factors=diagonal")
     name = "laplace-factors=diagonal"
-    assert stored(run, f"{name}-epoch-{EPOCHS:03d}").method == name
+    p = stored(run, f"{name}-epoch-{EPOCHS:03d}")
+    assert (p.method, len(p.members)) == (name, 100)
     fitted = RunFolder(run).fitted(name, 0, EPOCHS)
     before = fitted.stat().st_mtime_ns
     for file in (run / "predictions").rglob(f"{name}-*"):
         file.unlink()
-    works("evaluate", run, "--method", "laplace", "--setting", "factors=diagonal", "--draws", "2")
+    works("evaluate", run, "--method", "laplace", "--setting", "factors=diagonal")
     assert fitted.stat().st_mtime_ns == before
+
+
+def test_the_prior_stands_where_training_started(run: Path) -> None:
+    """The precision of the highest evidence is the root of sum lambda / (lambda + tau) = tau |W - W_0|^2."""
+    ensemble = Ensemble.load(run)
+    of_run = trained(run, ensemble, 1, EPOCHS)
+    fitted = Laplace().fit(of_run)
+    tau, eigenvalues = float(fitted["tau"]), Kronecker.of(fitted).eigenvalues()
+    weights = of_run.weights()
+    ensemble.stack.initialise(0, member_seed(of_run.config.training.seed, 1), of_run.config.training.init_scale)
+    start = of_run.weights()
+    moved = {
+        name: sum(float(((W - W_0).double() ** 2).sum()) for W, W_0 in zip(weights[name], start[name], strict=True))
+        for name in weights
+    }
+    assert min(moved.values()) > 0.0
+    assert float((eigenvalues / (eigenvalues + tau)).sum()) == pytest.approx(tau * sum(moved.values()), rel=1e-6)
+
+
+def test_draws_that_cost_nothing_are_many(run: Path) -> None:
+    assert [Laplace().count(M) for M in (1, 3, 5)] == [100, 102, 100]
+    assert Laplace(predictive="sampled").count(3) == methods.named("tfb").count(3) == 3
 
 
 def test_the_priors_precision_is_the_one_of_the_lowest_nll_on_validation(run: Path) -> None:

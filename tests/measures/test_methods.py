@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from compared import CALIBRATION, LAPLACE, OUTSIDE, TEST, features, folder, row
+from compared import CALIBRATION, LAPLACE, MEMBERS, OUTSIDE, TEST, features, folder, row
 from ripieno import measures
 from ripieno.comparison import predictions_file, read
 from ripieno.errors import UserError
@@ -103,6 +103,17 @@ def test_values_are_means_over_replicates(table: MethodsTable, tmp_path: Path) -
     assert found.low is not None
     assert found.high is not None
     assert found.low < found.value < found.high
+
+
+def test_disagreement_is_measured_among_as_many_answers_as_an_ensemble_has(tmp_path: Path) -> None:
+    """Of more answers in groups of so many, the last incomplete one left out; of fewer as they are."""
+    rows = [row("single"), row("nine", answers=2 * MEMBERS + 1), row("two", answers=2)]
+    path = folder(tmp_path, rows)
+    found = tabulated(path).column("mutual_information", None)
+    for slug, groups in {"nine": [slice(0, MEMBERS), slice(MEMBERS, 2 * MEMBERS)], "two": [slice(0, 2)]}.items():
+        parts = read_parquet(predictions_file(path, slug, TEST))
+        of_groups = [measures.decompose(p.probs[group]).epistemic.mean() for p in parts for group in groups]
+        assert found[slug].value == pytest.approx(np.mean(of_groups), rel=1e-12)
 
 
 def test_the_same_answers_never_differ(table: MethodsTable) -> None:

@@ -36,7 +36,7 @@ def crafted(ensemble: Difference, dropout: Difference, replicates: int = 5) -> M
     """Three rows of one column, NLL after temperature: the ensemble is the best, the others' differences as given."""
     costs = {"training_tokens": 10, "evaluation_tokens": 10, "stored_bytes": 10}
     rows = tuple(MethodRow(name=n, slug=n, method=n, answers=1, **costs) for n in NAMES)
-    index = Index(replicates=replicates, reference="single", test=(TEST,), rows=rows)
+    index = Index(replicates=replicates, members=3, reference="single", test=(TEST,), rows=rows)
     behind = Difference(-ensemble.value, -ensemble.high, -ensemble.low, ensemble.p_holm)
     cells = (
         Cell("single", TEST, "nll", "temperature", 1.0, 50, 0.9, 1.1, False, behind),

@@ -175,7 +175,8 @@ def tabulate(compared: Compared, *, resamples: int = RESAMPLES, seed: int = 0) -
 
     The temperature is fitted in each replicate, to the row's own answers to the calibration questions: to the NLL of
     its pooled prediction, or (`tuned` "member") for each member to its own. Sets are told apart with as many choices in
-    both (`ood.k_matched`). Mutual information grows with the number of answers, which differs between rows.
+    both (`ood.k_matched`). Mutual information grows with the number of answers, so a row's is the mean over its groups
+    of as many as an ensemble has members (`Index.members`), one after the other; fewer stay as they are.
 
     Args:
         compared: the folder's content.
@@ -279,9 +280,10 @@ def _measured(
         found: dict[tuple[str, str], _Measured] = {}
         for name, of in sets.items():
             views = [_view(p, T, row.pooling) for p, T in zip(of, temperatures, strict=True)]
-            found |= {(name, measure): x for measure, x in _of_set(views, draws[name], resamples, seed).items()}
+            measured = _of_set(views, index.members, draws[name], resamples, seed)
+            found |= {(name, measure): x for measure, x in measured.items()}
         for name, of_pairs in pairs.items():
-            apart = _apart(of_pairs, temperatures, row.pooling, resamples, seed)
+            apart = _apart(of_pairs, temperatures, row.pooling, index.members, resamples, seed)
             found |= {(name, measure): x for measure, x in apart.items()}
         return found
 
@@ -306,9 +308,11 @@ def _draw_both(inside: int, outside: int, resamples: int, seed: int) -> Counts |
     return None if own is None or foreign is None else np.concatenate([own, foreign], axis=1)
 
 
-def _of_set(views: Sequence[View], counts: Counts | None, resamples: int, seed: int) -> dict[str, _Measured]:
+def _of_set(
+    views: Sequence[View], members: int, counts: Counts | None, resamples: int, seed: int
+) -> dict[str, _Measured]:
     """Measure one set, in all replicates."""
-    of_replicates = [_statistics(view) for view in views]
+    of_replicates = [_statistics(view, members) for view in views]
     known, everything = int(views[0].labelled.sum()), len(views[0].targets)
     found = {
         measure: _estimate(
@@ -331,12 +335,12 @@ def _of_set(views: Sequence[View], counts: Counts | None, resamples: int, seed: 
     return found
 
 
-def _statistics(view: View) -> dict[str, Statistic]:
+def _statistics(view: View, members: int) -> dict[str, Statistic]:
     """Return the measures of a set that have an interval."""
     known = view.labelled
     answers, targets = view.pooled[known], view.targets[known]
     right = correct(answers, targets)
-    disagreement = _disagreement(view)
+    disagreement = _disagreement(view, members)
     mutual: Statistic = disagreement if isinstance(disagreement, str) else _mean(disagreement, np.ones_like(known))
     of_mi = disagreement if isinstance(disagreement, str) else disagreement[known]
     return {
@@ -349,11 +353,15 @@ def _statistics(view: View) -> dict[str, Statistic]:
     }
 
 
-def _disagreement(view: View) -> Floats | str:
-    """Return the mutual information of each question, or why there is none."""
+def _disagreement(view: View, members: int) -> Floats | str:
+    """Return the mutual information of each question among so many answers, or why there is none."""
     if len(view.log_probs) < 2:
         return NO_PAIR
-    return TURNS_NEGATIVE if view.pooling == "logit" else decompose(view.probs).epistemic
+    if view.pooling == "logit":
+        return TURNS_NEGATIVE
+    size = min(max(members, 2), len(view.probs))
+    groups = np.split(view.probs[: len(view.probs) // size * size], len(view.probs) // size)
+    return np.mean([decompose(group).epistemic for group in groups], axis=0)
 
 
 def _mean(values: Floats, where: NDArray[np.bool_]) -> Statistic:
@@ -403,6 +411,7 @@ def _apart(
     pairs: Sequence[tuple[Predictions, Predictions] | str],
     temperatures: Sequence[Floats | None],
     pooling: str,
+    members: int,
     resamples: int,
     seed: int,
 ) -> dict[str, _Measured]:
@@ -420,7 +429,7 @@ def _apart(
     for pair, T in zip(whole, temperatures, strict=True):
         views = [_view(p, T, pooling) for p in pair]
         by_entropy.append(_told_apart(*(entropy(view.pooled) for view in views)))
-        by_mi.append(_told_apart(*(_disagreement(view) for view in views)))
+        by_mi.append(_told_apart(*(_disagreement(view, members) for view in views)))
     n = inside + outside
     return {measure: _estimate(of, n, counts, n) for measure, of in zip(OOD, (by_entropy, by_mi), strict=True)}
 

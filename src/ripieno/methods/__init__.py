@@ -12,6 +12,7 @@ one is adding a file (docs/add-a-method.md).
 from __future__ import annotations
 
 import importlib
+import math
 import pkgutil
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
@@ -27,6 +28,7 @@ from ripieno.model.prediction import Asked
 from ripieno.predictions import Predictions, of_draws
 
 Fitted = Mapping[str, Tensor]
+FREE = 100  # answers where they cost nothing
 
 
 class Method(Section, ABC):
@@ -42,6 +44,19 @@ class Method(Section, ABC):
     def stands_on(self, members: Sequence[int]) -> Sequence[int]:
         """Return which members of an ensemble it needs: the first alone, by default."""
         return members[:1]
+
+    @property
+    def free(self) -> bool:
+        """Whether any number of answers costs as much as one; by default it does not."""
+        return False
+
+    def count(self, members: int) -> int:
+        """Return how many answers it gives where nobody says: as many as an ensemble has members.
+
+        At least `FREE`, in whole groups of so many, where they are free: few are a noisy mean of what they are drawn
+        from.
+        """
+        return math.ceil(FREE / members) * members if self.free else members
 
     def said(self, fitted: Fitted) -> str:
         """Return what was fitted in a few words, such as "prior precision 35"; "" where nothing was."""

@@ -10,9 +10,11 @@ Lambda their loss's second derivative (model/jacobian.py), one block a weight ma
                 `WIDE` keep their `factor_rank` largest directions.
     diagonal    the diagonal of F, exactly
 
-tau is the prior's precision. By marginal likelihood it maximises ln Z = -tau |W|^2 / 2 - 1/2 sum ln(1 + lambda / tau)
-over the eigenvalues lambda of F: the root of sum lambda / (lambda + tau) = tau |W|^2 (MacKay 1992,
-doi:10.1162/neco.1992.4.3.448), the left side falling in tau, the right one rising.
+tau is the precision of the prior N(W_0, I / tau) around where training started. By marginal likelihood it maximises
+ln Z = -tau |W - W_0|^2 / 2 - 1/2 sum ln(1 + lambda / tau) over the eigenvalues lambda of F: the root of
+sum lambda / (lambda + tau) = tau |W - W_0|^2 (MacKay 1992, doi:10.1162/neco.1992.4.3.448), the left side falling in
+tau, the right one rising. A prior around 0 would take the random start of A, far longer than what training adds to it,
+for evidence that weights are large.
 
 Linearised, a question's contrasts are normal with covariance C = J P^-1 J^T in closed form; a draw is one of them, for
 each question on its own. Sampled, a draw is an adapter, asked as any other.
@@ -34,7 +36,7 @@ from torch import Tensor
 from ripieno import measures
 from ripieno.config import Config, PositiveInt
 from ripieno.errors import UserError
-from ripieno.methods import Fitted, Method
+from ripieno.methods import FREE, Fitted, Method
 from ripieno.methods.trained import Trained, pooled_nll
 from ripieno.model.jacobian import Gradients, WeightGradients, gradients
 from ripieno.model.prediction import Asked
@@ -68,6 +70,11 @@ class Laplace(Method):
             return "it has no data.validation to choose the prior's precision by; name a set and train again"
         return None
 
+    @property
+    def free(self) -> bool:
+        """Linearised, they are draws of scores."""
+        return self.predictive == "linearised"
+
     def fit(self, trained: Trained) -> Fitted:
         """Compute the curvature over the training questions, and choose the prior's precision."""
         trained.load(trained.member)
@@ -75,8 +82,7 @@ class Laplace(Method):
         found = kind.fit(self._gradients(trained), self.factor_rank).tensors()
         posterior = self._posterior(found, trained)
         if self.prior_precision == "marginal_likelihood":
-            squares = sum(float((W.double() ** 2).sum()) for pair in trained.weights().values() for W in pair)
-            tau = best_precision(posterior.eigenvalues(), squares)
+            tau = best_precision(posterior.eigenvalues(), _moved(trained))
         elif self.prior_precision == "validation":
             tau = self._by_validation(trained, posterior)
         else:
@@ -131,9 +137,19 @@ class Laplace(Method):
         p = trained.ask(asked)
         losses = []
         for C in covariances(self._gradients(trained, asked), posterior, TAUS, p):
-            drawn = draw_scores(p, C, 100, seed)
+            drawn = draw_scores(p, C, FREE, seed)
             losses.append(pooled_nll(drawn))
         return TAUS[losses.index(min(losses))]
+
+
+def _moved(trained: Trained) -> float:
+    """Return |W - W_0|^2 of all A and B in place."""
+    start = trained.start()
+    return sum(
+        float(((W.cpu().double() - W_0.double()) ** 2).sum())
+        for name, pair in trained.weights().items()
+        for W, W_0 in zip(pair, start[name], strict=True)
+    )
 
 
 # ---- the posterior ------------------------------------------------------------------------------------------------
@@ -330,7 +346,7 @@ def best_precision(eigenvalues: Tensor, squares: float) -> float:
 
     Args:
         eigenvalues: of F, not negative.
-        squares: |W|^2, of all weights.
+        squares: |W - W_0|^2, of all weights.
 
     Raises:
         UserError: F is 0: the training questions say nothing of the weights.

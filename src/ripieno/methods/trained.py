@@ -20,7 +20,7 @@ from ripieno.model.trees import TokenTree
 from ripieno.predictions import Predictions
 from ripieno.progress import Progress
 from ripieno.runs import RunFolder, adapter_epochs, require_adapter
-from ripieno.training.loop import Examples
+from ripieno.training.loop import Examples, member_seed
 
 # A member, its epoch, and what it was asked.
 Known = tuple[int, int, tuple[TokenTree, ...]]
@@ -102,6 +102,12 @@ class Trained:
         """Return copies of what is in place: the A [r, in] and B [out, r] of every layer."""
         layers = self.ensemble.stack.layers.items()
         return {name: (layer.A[0].detach().clone(), layer.B[0].detach().clone()) for name, layer in layers}
+
+    def start(self) -> dict[str, tuple[Tensor, Tensor]]:
+        """Return where the first member's training started: the A [r, in] and B [out, r] of every layer, on the CPU."""
+        training = self.config.training
+        seed = member_seed(training.seed, self.member)
+        return self.ensemble.stack.start(self.member, seed, training.init_scale)
 
     def put(self, weights: Mapping[str, tuple[Tensor, Tensor]]) -> None:
         """Put other weights in place, such as a sample of them."""

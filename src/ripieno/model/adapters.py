@@ -259,30 +259,36 @@ class AdapterStack:
                     target.copy_(weight)
 
     def initialise(self, position: int, seed: int, spread: float = 1.0) -> None:
-        """Draw a member's A as PEFT does (Kaiming uniform with a = sqrt(5): +-1/sqrt(in)) and set its B to zero.
+        """Put a member where its training starts (`start`)."""
+        self.put(position, self.start(self.members[position], seed, spread))
+
+    def start(self, member: int, seed: int, spread: float = 1.0) -> dict[str, tuple[Tensor, Tensor]]:
+        """Draw a member's A as PEFT does (Kaiming uniform with a = sqrt(5): +-1/sqrt(in)); its B is zero.
 
         Every layer draws from a stream of its own, so a layer's start does not depend on which others are targeted.
 
         Args:
-            position: the member's.
+            member: which has its own rank and layers, where those differ.
             seed: of its draws.
             spread: times the bound of the draws.
+
+        Returns:
+            The A [r, in] and B [out, r] of every layer, on the CPU.
         """
-        member = self.members[position]
         rank = in_turn(self.config.member_ranks, member, self.config.rank)
         own = in_turn(self.config.member_targets, member, tuple(self.layers))
+        found = {}
         for name, layer in self.layers.items():
-            A, B = layer.A[position], layer.B[position]
-            with torch.no_grad():
-                # The rows of A beyond a member's rank, and all of them in a layer that is not its own, start at zero
-                # and stay there: with s = scale, dB = s g (A x)^T and dA = s B^T g x^T are zero where A's row and B's
-                # column are, and so are the gradient of ||B A||^2, AdamW's moments and its decay of a weight of zero.
-                A.zero_()
-                B.zero_()
-                if _fits(name, own):
-                    generator = torch.Generator().manual_seed((seed ^ layer.key) & (2**63 - 1))
-                    bound = spread / math.sqrt(A.shape[1])
-                    A[:rank] = torch.empty(rank, A.shape[1]).uniform_(-bound, bound, generator=generator)
+            # The rows of A beyond a member's rank, and all of them in a layer that is not its own, start at zero and
+            # stay there: with s = scale, dB = s g (A x)^T and dA = s B^T g x^T are zero where A's row and B's column
+            # are, and so are the gradient of ||B A||^2, AdamW's moments and its decay of a weight of zero.
+            A, B = torch.zeros(layer.A[0].shape), torch.zeros(layer.B[0].shape)
+            if _fits(name, own):
+                generator = torch.Generator().manual_seed((seed ^ layer.key) & (2**63 - 1))
+                bound = spread / math.sqrt(A.shape[1])
+                A[:rank] = torch.empty(rank, A.shape[1]).uniform_(-bound, bound, generator=generator)
+            found[name] = A, B
+        return found
 
     def squared_norm(self, position: int) -> Tensor:
         """Return sum over layers of ||B A||_F^2 (unscaled) of one member, the paper's regulariser.
