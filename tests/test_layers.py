@@ -39,6 +39,7 @@ LAYERS = (
     "provenance",
     "data",
     "runs",
+    "locks",
     "arrays",
     "published",
     "parquet",

@@ -73,13 +73,14 @@ def test_a_full_disk_is_the_environments_fault(run: RunFolder, monkeypatch: pyte
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patch:
+        run.append("metrics.jsonl", {"step": 1})
         patch.setattr(os, "fsync", full)
         with pytest.raises(
             EnvironmentFault, match=r"report/index\.html: cannot be written \(No space left on device\)"
         ):
             run.write(run.report / "index.html", "page")
         with pytest.raises(EnvironmentFault, match=r"metrics\.jsonl: cannot be written \(No space"):
-            run.rewrite("metrics.jsonl", [])
+            run.keep("metrics.jsonl", lambda line: False)
     (run.path / "timing.jsonl").symlink_to("/dev/full")
     with pytest.raises(EnvironmentFault, match=r"timing\.jsonl: cannot be written"):
         run.append("timing.jsonl", {"what": "train"})
@@ -147,11 +148,11 @@ def test_a_line_cut_short_is_left_out_and_the_next_one_takes_its_place(run: RunF
     assert (run.path / "metrics.jsonl").read_bytes() == whole
 
 
-def test_rewrite_replaces_every_line(run: RunFolder) -> None:
-    for step in range(3):
+def test_keep_removes_the_other_lines(run: RunFolder) -> None:
+    for step in range(4):
         run.append("metrics.jsonl", {"step": step})
-    run.rewrite("metrics.jsonl", [{"step": 7}])
-    assert run.lines("metrics.jsonl") == [{"step": 7}]
+    run.keep("metrics.jsonl", lambda line: line["step"] % 2 == 1)
+    assert run.lines("metrics.jsonl") == [{"step": 1}, {"step": 3}]
 
 
 # ---- the lock ---------------------------------------------------------------------------------------------------
@@ -160,22 +161,25 @@ HOLD = """
 import sys
 from pathlib import Path
 from ripieno.runs import RunFolder
-with RunFolder(Path(sys.argv[1])).lock():
+with RunFolder(Path(sys.argv[1])).lock([0, 1]):
     print("held", flush=True)
     sys.stdin.read()
 """
 
 
-def test_the_lock_refuses_a_second_process_and_goes_with_the_first(run: RunFolder) -> None:
+def test_members_that_another_process_trains_are_refused_and_others_are_free(run: RunFolder) -> None:
     with subprocess.Popen(
         [sys.executable, "-c", HOLD, str(run.path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     ) as other:
         assert other.stdout is not None
         assert other.stdout.readline() == "held\n"
-        with pytest.raises(EnvironmentFault, match="another process is working on this run"), run.lock():
+        said = rf"process {other.pid} on .* is training member 1 of this run; .* or train others with --members"
+        with pytest.raises(EnvironmentFault, match=said), run.lock([1, 2]):
+            pass
+        with run.lock([2, 3]), run.lock():  # nor does it keep anybody from asking
             pass
         other.kill()  # no chance to clean up
-    with run.lock():
+    with run.lock([0, 1, 2]):
         pass
 
 

@@ -68,7 +68,7 @@ def train(
         raise UserError("--members: with training.repulsion members depend on one another; train all of them together")
     progress = progress or Progress(quiet=True)
     progress.describe("loading the data and the base")
-    with run.lock():
+    with run.lock(chosen):
         roles = assign_roles(config, data_dir)
         backbone = backbones.load(config.base, device_of(config.compute))
         if config.compute.threads:

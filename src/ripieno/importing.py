@@ -50,7 +50,7 @@ def import_adapters(
     config = config.model_copy(update={"adapter": read_peft_config(folders[0]), "training": training})
     if (run.path / "config.yaml").exists():
         raise UserError(f"{run.path}: holds a run already; choose another folder with --run")
-    with run.lock():
+    with run.lock(range(len(folders))):
         roles = assign_roles(config, data_dir)
         # Where a run trains its own members such questions are left out of the training; these have seen them.
         if seen := [drop for drop in roles.drops if drop.role == "train"]:

@@ -1,4 +1,4 @@
-"""A run folder: its layout, atomic writes with checksums, the lock, the manifest, and what is already there."""
+"""A run folder: its layout, atomic writes with checksums, its locks, the manifest, and what is already there."""
 
 from __future__ import annotations
 
@@ -7,17 +7,16 @@ import json
 import os
 import platform
 import tempfile
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-import filelock
-
 from ripieno import config as configs
+from ripieno import locks
 from ripieno.config import Config
 from ripieno.errors import EnvironmentFault, UserError
 
@@ -92,6 +91,7 @@ class RunFolder:
     def write(self, path: Path, content: bytes | str) -> None:
         """Write a file: to a temporary name, synced, renamed; then its sha256 is recorded."""
         data = content.encode() if isinstance(content, str) else content
+        locks.check(self._locks)
         with _writing(path):
             path.parent.mkdir(parents=True, exist_ok=True)
             write_atomically(path, data)
@@ -101,16 +101,20 @@ class RunFolder:
     def append(self, name: str, line: dict[str, Any]) -> None:
         """Add a line to one of the run's jsonl files, in place of a last one that a crash cut short."""
         path = self.path / name
-        with _writing(path), path.open("ab+") as file:
+        locks.check(self._locks)
+        with _writing(path), locks.mutex(self._locks), path.open("ab+") as file:
             if file.tell() and file.seek(-1, os.SEEK_END) >= 0 and file.read(1) != b"\n":
                 file.truncate(path.read_bytes().rfind(b"\n") + 1)
-            # One write of a whole line in append mode, so that processes of the same run do not mix theirs.
             file.write((json.dumps(line) + "\n").encode())
 
-    def rewrite(self, name: str, lines: Sequence[dict[str, Any]]) -> None:
-        """Replace one of the run's jsonl files."""
-        with _writing(self.path / name):
-            write_atomically(self.path / name, "".join(json.dumps(line) + "\n" for line in lines).encode())
+    def keep(self, name: str, wanted: Callable[[dict[str, Any]], bool]) -> None:
+        """Remove the lines of one of the run's jsonl files that are not wanted."""
+        locks.check(self._locks)
+        with _writing(self.path / name), locks.mutex(self._locks):
+            lines = self.lines(name)
+            kept = [line for line in lines if wanted(line)]
+            if len(kept) < len(lines):
+                write_atomically(self.path / name, "".join(json.dumps(line) + "\n" for line in kept).encode())
 
     def lines(self, name: str) -> list[dict[str, Any]]:
         """Return the whole lines of one of the run's jsonl files; a last line cut short by a crash is left out."""
@@ -133,26 +137,29 @@ class RunFolder:
         return folder / "adapter_config.json", folder / "adapter_model.safetensors"
 
     @contextmanager
-    def lock(self) -> Iterator[None]:
-        """Hold the run for this process; the system frees the lock when the process ends, however it ends.
+    def lock(self, members: Sequence[int] | None = None) -> Iterator[None]:
+        """Hold some members, to train them, or by default what is made of the members, to answer.
 
         Raises:
             EnvironmentFault: another process holds it, or the folder cannot be written.
         """
-        lock = filelock.FileLock(self.path / ".lock", timeout=0)
-        try:
-            self.path.mkdir(parents=True, exist_ok=True)
-            lock.acquire()
-        except filelock.Timeout:
-            raise EnvironmentFault(
-                f"{self.path}: another process is working on this run; wait for it, or stop it"
-            ) from None
-        except OSError as error:
-            raise EnvironmentFault(f"{self.path}: not a folder that can be written ({error.strerror})") from error
-        try:
+        names = ["answers"] if members is None else [f"member-{member}" for member in members]
+        with ExitStack() as held:
+            try:
+                held.enter_context(locks.hold(self._locks, names))
+            except locks.Held as error:
+                what = "asking this run" if members is None else f"training {error.name.replace('-', ' ')} of this run"
+                others = "" if members is None else ", or train others with --members"
+                raise EnvironmentFault(
+                    f"{self.path}: {error.holder or 'another process'} is {what}; wait for it, stop it{others}"
+                ) from None
+            except OSError as error:
+                raise EnvironmentFault(f"{self.path}: not a folder that can be written ({error.strerror})") from error
             yield
-        finally:
-            lock.release()
+
+    @property
+    def _locks(self) -> Path:
+        return self.path / ".locks"
 
     # What the run is
 
@@ -188,30 +195,32 @@ class RunFolder:
         Raises:
             UserError: the folder holds a run of another config, base or questions; the differing keys are listed.
         """
-        if (self.path / "config.yaml").exists() and (self.path / "manifest.json").exists():
-            old = self.manifest()
-            differing = configs.differences(self.config(), config)
-            differing += [f"{key}: {old.get(key)} | {now}" for key, now in identity.items() if old.get(key) != now]
-            if differing:
-                raise UserError(
-                    f"{self.path} holds another run; what differs (there | now): {'; '.join(differing)}. "
-                    "Choose another folder with --run, or go back to that config"
-                )
-            return
-        manifest = {
-            "schema": 1,
-            "config_hash": config.hash(),
-            **identity,
-            **facts,
-            "seeds": {"training": config.training.seed, "data": config.data.seed},
-            "versions": {name: metadata.version(name) for name in VERSIONED},
-            "python": platform.python_version(),
-            "host": platform.node(),
-            "machine": f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores",
-            "started": datetime.now(UTC).isoformat(timespec="seconds"),
-        }
-        self.write(self.path / "config.yaml", config.to_yaml())
-        self.write(self.path / "manifest.json", json.dumps(manifest, indent=2, ensure_ascii=False) + "\n")
+        # One after the other: of two processes that start the same run, the second finds what the first one wrote.
+        with _writing(self.path), locks.mutex(self._locks):
+            if (self.path / "config.yaml").exists() and (self.path / "manifest.json").exists():
+                old = self.manifest()
+                differing = configs.differences(self.config(), config)
+                differing += [f"{key}: {old.get(key)} | {now}" for key, now in identity.items() if old.get(key) != now]
+                if differing:
+                    raise UserError(
+                        f"{self.path} holds another run; what differs (there | now): {'; '.join(differing)}. "
+                        "Choose another folder with --run, or go back to that config"
+                    )
+                return
+            manifest = {
+                "schema": 1,
+                "config_hash": config.hash(),
+                **identity,
+                **facts,
+                "seeds": {"training": config.training.seed, "data": config.data.seed},
+                "versions": {name: metadata.version(name) for name in VERSIONED},
+                "python": platform.python_version(),
+                "host": platform.node(),
+                "machine": f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores",
+                "started": datetime.now(UTC).isoformat(timespec="seconds"),
+            }
+            self.write(self.path / "config.yaml", config.to_yaml())
+            self.write(self.path / "manifest.json", json.dumps(manifest, indent=2, ensure_ascii=False) + "\n")
 
 
 @contextmanager

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import re
 import shutil
 import signal
@@ -90,7 +91,7 @@ def experiment(base: Path, tmp_path_factory: pytest.TempPathFactory) -> Experime
 
 def test_the_run_folder_is_laid_out_as_the_contract_says(experiment: Experiment) -> None:
     questions = {role: experiment.folder(role) for role in experiment.files}
-    expected = {".lock", "checksums.jsonl", "config.yaml", "manifest.json", "metrics.jsonl", "timing.jsonl"}
+    expected = {".locks/.mutex", "checksums.jsonl", "config.yaml", "manifest.json", "metrics.jsonl", "timing.jsonl"}
     for member in range(3):
         expected |= {f"resume/{member:03d}-epoch-002.safetensors"}
         for epoch in (1, 2):
@@ -757,9 +758,13 @@ def test_a_failure_is_one_line_and_an_exit_code(
 
 
 def test_a_locked_run_is_the_environments_fault(experiment: Experiment) -> None:
-    with RunFolder(experiment.path).lock():
-        for arguments in (("train", experiment.config, "--run", experiment.path), ("evaluate", experiment.path)):
-            assert "another process is working on this run" in one_line(ripieno(*arguments), 1)
+    run = RunFolder(experiment.path)
+    with run.lock([1]), run.lock():
+        line = one_line(ripieno("train", experiment.config, "--run", experiment.path), 1)
+        assert f"process {os.getpid()} on " in line
+        assert "is training member 1 of this run; wait for it, stop it, or train others with --members" in line
+        assert "is asking this run; wait for it, stop it" in one_line(ripieno("evaluate", experiment.path), 1)
+        works("train", experiment.config, "--run", experiment.path, "--members", "0")
 
 
 @pytest.mark.parametrize("name", ["manifest.json", "members/001/epoch-002/adapter_model.safetensors"])
@@ -872,7 +877,7 @@ def test_a_signal_ends_a_run_that_the_same_command_goes_on_with(
         signal.signal(signal.SIGINT, before)
     assert line == "ripieno: interrupted; the same command goes on from the last whole epoch"
 
-    assert not [path for path in run.rglob(".*") if path.name != ".lock"]  # no temporary file is left
+    assert not [path for path in run.rglob(".*") if path.name not in (".locks", ".mutex")]  # no temporary file is left
     steps = [(line["member"], line["step"]) for line in RunFolder(run).lines("metrics.jsonl")]
     assert len(steps) == len(set(steps))  # the second start went on, and took no step again
     for member in range(2):

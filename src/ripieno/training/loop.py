@@ -338,7 +338,4 @@ class Trainer:
 
     def _cut_metrics(self, last: dict[int, int]) -> None:
         """Remove the metrics of epochs that these members will train again."""
-        lines = self.run.lines("metrics.jsonl")
-        kept = [line for line in lines if line["epoch"] <= last.get(line["member"], math.inf)]
-        if len(kept) < len(lines):
-            self.run.rewrite("metrics.jsonl", kept)
+        self.run.keep("metrics.jsonl", lambda line: line["epoch"] <= last.get(line["member"], math.inf))
