@@ -266,6 +266,16 @@ def test_foreign_questions_are_told_apart_without_any_answer(tmp_path: Path) -> 
         assert (estimate.high - estimate.low) / 2 == pytest.approx(1.96 * error, rel=4 * 0.05)
 
 
+def test_the_interval_of_what_nearly_always_tells_apart_ends_at_1(tmp_path: Path) -> None:
+    path = folder(tmp_path, [row("single")], n=20, train=(CALIBRATION,))
+    for name, shift in {CALIBRATION: 0.0, TEST: 0.0, OUTSIDE: 1.9}.items():
+        features(path, name, 20, shift)
+    found = tabulated(path).trivial[OUTSIDE, "mahalanobis"]
+    assert found.value is not None
+    assert found.low is not None
+    assert found.value + (found.value - found.low) > 1.0 == found.high
+
+
 def test_a_set_whose_prompts_the_base_did_not_read_says_so(tmp_path: Path) -> None:
     path = folder(tmp_path, [row("single")], train=(CALIBRATION,))
     for name, n in ((CALIBRATION, 50), (TEST, 120), (OUTSIDE, 119)):

@@ -480,11 +480,11 @@ def _joined(parts: Sequence[Floats | str]) -> Floats | str:
 
 
 def _alone(x: _Measured) -> Estimate:
-    """Return a number that is compared with no other."""
+    """Return an AUROC that is compared with no other."""
     if x.values is None:
         # How to mend it is told for a run, and this is none.
         return Estimate(None, x.n, reason=None if x.reason is None else x.reason.split("; ")[0])
-    ends = (None, None) if x.draws is None else _Tested(x.values, x.draws, x.n).interval()
+    ends = (None, None) if x.draws is None else _possible(OOD[0], *_Tested(x.values, x.draws, x.n).interval())
     return Estimate(float(x.values.mean()), x.n, *ends)
 
 
