@@ -144,6 +144,33 @@ def test_on_another_host_a_holder_is_dead_after_a_silence(tmp_path: Path, monkey
         assert time.monotonic() - before >= 0.5
 
 
+def test_a_holder_on_another_host_that_ends_is_not_waited_for(tmp_path: Path) -> None:
+    file = write(tmp_path, "a", replace(Holder.here(), host="elsewhere"))
+    before = time.monotonic()
+    threading.Timer(0.2, file.unlink).start()
+    with hold(tmp_path, ["a"]):
+        assert time.monotonic() - before < locks.SILENT / 2
+
+
+def test_a_heartbeat_that_fails_is_followed_by_the_next(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    touch, calls = os.utime, iter(range(10**9))
+
+    def failing(file: Path) -> None:
+        if next(calls) == 0:
+            raise OSError(5, "Input/output error")
+        touch(file)
+
+    monkeypatch.setattr(locks, "BEAT", 0.02)
+    monkeypatch.setattr(os, "utime", failing)
+    with hold(tmp_path, ["a"]):
+        file = tmp_path / "a.json"
+        first, deadline = file.stat().st_mtime_ns, time.monotonic() + 30
+        while file.stat().st_mtime_ns == first:
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+    assert next(calls) > 1
+
+
 def test_the_heartbeat_is_the_files_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(locks, "BEAT", 0.02)
     with hold(tmp_path, ["a"]):

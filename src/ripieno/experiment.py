@@ -128,7 +128,12 @@ def assign_roles(config: Config, data_dir: Path | None = None) -> Roles:
 
 
 def start_run(
-    run: RunFolder, config: Config, backbone: Backbone, roles: Roles, too_long: Mapping[str, Sequence[str]]
+    run: RunFolder,
+    config: Config,
+    backbone: Backbone,
+    roles: Roles,
+    too_long: Mapping[str, Sequence[str]],
+    imported: bool = False,
 ) -> None:
     """Write a new run's config, manifest and questions, or check that a present one is the same.
 
@@ -142,6 +147,7 @@ def start_run(
         "equal_choices": {n: s.equal_choices for sets in roles.sets.values() for n, s in sets.items()},
         "dropped": {"overlap": [asdict(drop) for drop in roles.drops], "too_long": too_long},
         "shared_calibration": roles.shared_calibration,
+        "imported": imported,
     }
     run.start(config, {"base_sha256": backbone.identity["sha256"], "questions_sha256": _digest(roles)}, facts)
     for sets in roles.sets.values():

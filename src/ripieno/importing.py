@@ -69,5 +69,5 @@ def import_adapters(
             config_file, weights_file = run.adapter_files(position, 1)
             run.write(config_file, content[0])
             run.write(weights_file, content[1])
-        start_run(run, config, backbone, roles, {})
+        start_run(run, config, backbone, roles, {"train": [], "validation": []}, imported=True)
     return run

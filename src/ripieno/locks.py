@@ -156,25 +156,30 @@ def _take(
 
 
 def _watch(foreign: Mapping[Path, _Looks]) -> None:
-    """Return when files did not change for long; one that did has a living holder, who raises `Held`."""
+    """Return when files did not change for long, or are gone; one that changed has a living holder: `Held`."""
     since = time.monotonic()
     while time.monotonic() - since < SILENT:
         time.sleep(min(1.0, SILENT / 10))
-        for file, looks in foreign.items():
-            now = _look(file)
-            if now is not None and now != looks:
+        present = {file: now for file in foreign if (now := _look(file))}
+        for file, now in present.items():
+            if now != foreign[file]:
                 raise Held(file.stem, now.holder())
+        if not present:  # their holder has ended
+            return
 
 
 def _beat(folder: Path, files: Sequence[Path], content: bytes, done: threading.Event) -> None:
     """Touch lock files until `done`, or until one of them is another's."""
     while not done.wait(BEAT):
         for file in files:
-            looks = _look(file)
-            if looks is None or looks.content != content:
-                _lost.add(folder)
-                return
-            os.utime(file)  # needs no space on the disk
+            try:
+                looks = _look(file)
+                if looks is None or looks.content != content:
+                    _lost.add(folder)
+                    return
+                os.utime(file)  # needs no space on the disk
+            except OSError:  # a network's file system that does not answer: the next beat tells whether it was too long
+                continue
 
 
 @dataclass(frozen=True)

@@ -46,6 +46,10 @@ def test_adapters_of_peft_become_a_run(base: Path, tmp_path: Path) -> None:
     # Both are the same passes; what the file holds is rounded to float32.
     np.testing.assert_allclose(kept.log_probs[:, kept.mask], direct.log_probs[:, direct.mask], rtol=2e-6, atol=2e-6)
     assert np.abs(kept.probs[0] - kept.probs[1]).max() > 1e-3
+    # A prior around where training started has no place here; one of a given precision needs none.
+    done = ripieno("evaluate", run, "--method", "laplace")
+    assert (done.code, "it is not known where their training started" in done.err) == (2, True)
+    works("evaluate", run, "--method", "laplace", "--setting", "prior_precision=10")
 
 
 def test_adapters_that_do_not_fit_are_refused(base: Path, tmp_path: Path) -> None:

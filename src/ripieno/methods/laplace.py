@@ -78,11 +78,13 @@ class Laplace(Method):
     def fit(self, trained: Trained) -> Fitted:
         """Compute the curvature over the training questions, and choose the prior's precision."""
         trained.load(trained.member)
+        # First of all: of adapters that were trained elsewhere it is not known.
+        moved = _moved(trained) if self.prior_precision == "marginal_likelihood" else 0.0
         kind = Kronecker if self.factors == "kronecker" else Diagonal
         found = kind.fit(self._gradients(trained), self.factor_rank).tensors()
         posterior = self._posterior(found, trained)
         if self.prior_precision == "marginal_likelihood":
-            tau = best_precision(posterior.eigenvalues(), _moved(trained))
+            tau = best_precision(posterior.eigenvalues(), moved)
         elif self.prior_precision == "validation":
             tau = self._by_validation(trained, posterior)
         else:

@@ -104,7 +104,16 @@ class Trained:
         return {name: (layer.A[0].detach().clone(), layer.B[0].detach().clone()) for name, layer in layers}
 
     def start(self) -> dict[str, tuple[Tensor, Tensor]]:
-        """Return where the first member's training started: the A [r, in] and B [out, r] of every layer, on the CPU."""
+        """Return where the first member's training started: the A [r, in] and B [out, r] of every layer, on the CPU.
+
+        Raises:
+            UserError: it was trained elsewhere, so that is not known.
+        """
+        if self.run.manifest()["imported"]:
+            raise UserError(
+                f"{self.run.path}: its adapters were imported, so it is not known where their training started, around "
+                "which the prior stands; choose --setting prior_precision=validation, or a number"
+            )
         training = self.config.training
         seed = member_seed(training.seed, self.member)
         return self.ensemble.stack.start(self.member, seed, training.init_scale)
