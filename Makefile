@@ -1,7 +1,7 @@
 # Every target makes what it needs by itself: a virtual environment, the model and the data (in ~/.cache/ripieno).
 PYTHON ?= python3
 
-.PHONY: install browser demo test oracles bench lint clean
+.PHONY: install browser demo test torture oracles bench lint clean
 
 install: .venv/.installed
 
@@ -23,6 +23,10 @@ demo: install
 # One thread a process: two processes fill two cores, and the tests' tiny models gain nothing from more.
 test: install browser
 	OMP_NUM_THREADS=1 .venv/bin/pytest -n 2 --dist worksteal --ignore tests/oracles
+
+# Every fault and every fuzzer, many times, and a table of them: half an hour on two cores. `make test` does a few of each.
+torture: install
+	OMP_NUM_THREADS=1 RIPIENO_TORTURE=1 .venv/bin/pytest -n 2 --dist worksteal -m fault --ignore tests/oracles
 
 lint: install
 	.venv/bin/ruff check .

@@ -442,7 +442,7 @@ GOOD = {"id": "a", "probs": [[0.5, 0.5], [0.25, 0.75]], "target": 1}
 WRONG_LINES: dict[str, tuple[Any, str]] = {
     "no JSON": ("{'id': 1}", r"line 2: not JSON \(.*\); mend it"),
     "cut off": ('{"id": "b", "probs": [[0.5', "line 2: not JSON"),
-    "half a letter": ('{"id": "\\ud83d", "probs": [[0.5, 0.5], [0.5, 0.5]]}', "line 2: not JSON .*surrogates"),
+    "half a letter": ('{"id": "\\ud83d", "probs": [[0.5, 0.5], [0.5, 0.5]]}', "line 2: not JSON .*surrogate"),
     "a list": ([[0.5, 0.5]], "line 2: not a JSON object"),
     "neither": ({"probs": ..., "p": [[1]]}, "line 2: has neither `probs` nor `logits` .*it has id, p, target"),
     "both": ({"logits": [[1.0, 2.0]] * 2}, "line 2: has both `probs` and `logits`"),
@@ -455,7 +455,7 @@ WRONG_LINES: dict[str, tuple[Any, str]] = {
     "a text": ({"probs": [[0.5, 0.5], ["0.5", 0.5]]}, 'line 2: member 1: `probs` holds "0.5", not a number'),
     "true": ({"probs": [[True, 0.0], [0.5, 0.5]]}, "line 2: member 0: `probs` holds true, not a number"),
     "one list deeper": ({"probs": [[[0.5], [0.5]], [[1], [0]]]}, r"line 2: member 0: `probs` holds \[0.5\], not a num"),
-    "one choice": ({"probs": [[1.0], [1.0]]}, "line 2: 1 choices; a question needs 2 at least"),
+    "one choice": ({"probs": [[1.0], [1.0]]}, "line 2: a question needs 2 choices at least, and this one has 1"),
     "NaN": ({"probs": [[0.5, 0.5], [0.5, np.nan]]}, "line 2: member 1: choice 1 of `probs` is nan"),
     "an infinite logit": (
         {"probs": ..., "logits": [[-np.inf, 0.0], [0.0, 0.0]]},
@@ -507,7 +507,7 @@ def test_a_file_of_no_lines(tmp_path, content):
 def test_another_encoding(tmp_path):
     path = tmp_path / "theirs.jsonl"
     path.write_bytes('{"id": "é", "probs": [[0.5, 0.5]]}'.encode("latin-1"))
-    with pytest.raises(UserError, match=r"theirs.jsonl: not UTF-8 \(.*\); save it as UTF-8"):
+    with pytest.raises(UserError, match=r"theirs.jsonl, line 1: not UTF-8 \(byte 0xe9\); save the file as UTF-8"):
         read_predictions(path)
 
 

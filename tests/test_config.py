@@ -43,7 +43,7 @@ FULL: dict[str, Any] = {
         "variational": {"prior_std": 0.1, "initial_std": 0.01, "divergence_rate": 0.001},
         "shuffle_choices": True, "templates": ["paper", "letters"], "init_scale": 3.0,
         "repulsion": {"questions": ["arc:easy/train"], "weight": 0.5, "batch_size": 3},
-        "patience": 2, "max_tokens": 128, "too_long": "drop",
+        "patience": 2, "max_tokens": 128, "too_long": "drop", "save_every": 5,
     },
     "evaluation": {"max_tokens": 512, "too_long": "shorten_context", "fixed_letters": True, "store_top": "all"},
     "compute": {"device": "cpu", "members_per_pass": 1, "batch_tokens": 64, "threads": 1},
@@ -181,8 +181,7 @@ def test_an_unknown_key_like_no_other_lists_those_there_are() -> None:
 )  # fmt: skip
 def test_a_bad_value_is_named_in_one_line(key: str, value: Any) -> None:
     text = message(changed(FULL, key, value))
-    assert text.startswith(f"{key}: ")
-    assert text.endswith(f"(got {value!r})")
+    assert text.startswith(f"{key}: {'null' if value is None else repr(value)} should be ")
 
 
 @pytest.mark.parametrize(
@@ -216,28 +215,6 @@ def test_a_missing_key_is_named(key: str, content: dict[str, Any]) -> None:
 )
 def test_fields_that_do_not_go_together_say_so(content: dict[str, Any], begins: str) -> None:
     assert message(content).startswith(begins)
-
-
-@pytest.mark.parametrize(
-    ("content", "expected"),
-    [
-        ("- a\n- b\n", "a config is a YAML mapping of keys"),
-        ("", "a config is a YAML mapping of keys"),
-        ("name: [a\n", "not YAML: "),
-        ("a: b: c\n", "not YAML: "),
-        (b"\xff\xfe\x00", "cannot be read"),
-        (None, "no such config file"),
-    ],
-)
-def test_a_file_that_is_no_config(content: str | bytes | None, expected: str, tmp_path: Path) -> None:
-    path = tmp_path / "config.yaml"
-    if content is not None:
-        path.write_bytes(content if isinstance(content, bytes) else content.encode())
-    for found in (path, tmp_path) if content is None else (path,):
-        with pytest.raises(UserError) as caught:
-            load(found)
-        assert str(caught.value).startswith(f"{found}: {expected if found == path else 'cannot be read'}")
-        assert "\n" not in str(caught.value)
 
 
 # ---- --set ------------------------------------------------------------------------------------------------------
@@ -308,7 +285,8 @@ def test_hash_changes_with_everything_that_changes_results() -> None:
     config = parse(FULL)
     hashes = {"": config.hash()}
     for key, value in leaves(config):
-        if key in ("name", "prompt.normalisation", "evaluation.unconditional") or key.startswith("compute."):
+        fixed = ("name", "training.save_every", "prompt.normalisation", "evaluation.unconditional")
+        if key in fixed or key.startswith("compute."):
             continue
         moved = parse(changed(FULL, key, other(key, value)))
         hashes[key] = moved.hash()
@@ -316,13 +294,22 @@ def test_hash_changes_with_everything_that_changes_results() -> None:
     text = parse({**MINIMAL, "prompt": {"normalisation": "sum"}})
     hashes |= {"sum": text.hash(), "byte": parse({**MINIMAL, "prompt": {"normalisation": "byte"}}).hash()}
     hashes["unconditional"] = parse({**MINIMAL, "evaluation": {"unconditional": True}}).hash()
-    assert len(set(hashes.values())) == len(hashes) == len(list(leaves(config))) - 5 - 2 + 4
+    assert len(set(hashes.values())) == len(hashes) == len(list(leaves(config))) - 6 - 2 + 4
     assert len(config.hash()) == 16
+
+
+@pytest.mark.parametrize("section", ["training.repulsion", "training.variational", "prompt.few_shot"])
+def test_a_section_that_one_leaves_out_differs_both_ways(section: str) -> None:
+    with_it, without = parse(FULL), parse(changed(FULL, section, None))
+    for old, new in ((with_it, without), (without, with_it)):
+        assert differences(old, new)
+        assert all(line.startswith(section) for line in differences(old, new))
+    assert differences(without, without) == []
 
 
 def test_hash_leaves_out_the_name_and_what_changes_no_result() -> None:
     config = parse(FULL)
-    for key in ("name", *(f"compute.{name}" for name in FULL["compute"])):
+    for key in ("name", "training.save_every", *(f"compute.{name}" for name in FULL["compute"])):
         value = {"name": "b", "compute.device": "cuda"}.get(key, 2)
         moved = parse(changed(FULL, key, value))
         assert moved != config

@@ -19,6 +19,7 @@ from ripieno import locks
 from ripieno.errors import EnvironmentFault
 from ripieno.locks import Held, Holder, hold
 
+pytestmark = pytest.mark.fault("locks")
 HOLD = """
 import sys
 from pathlib import Path

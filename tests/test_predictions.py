@@ -187,22 +187,37 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
     "a null question": ({"question_id": ["a", None, "b", "a"]}, "row 2: question_id is null"),
     "a null member": ({"member": [1, 1, None, 0]}, "row 3: member is null"),
     "a question twice": ({"question_id": ["a", "b", "b", "b"]}, "question_id 'b' stands twice for member 0"),
-    "other questions": ({"question_id": ["a", "c", "b", "a"]}, "member 1 and member 0 answer different questions"),
-    "a question twice later": ({"question_id": ["a", "a", "b", "a"]}, "member 1 and member 0 answer different"),
+    "other questions": (
+        {"question_id": ["a", "c", "b", "a"]},
+        "row 2: question_id 'c' of member 1 is not among those of member 0",
+    ),
+    "a question twice later": (
+        {"question_id": ["a", "a", "b", "a"]},
+        "row 2: question_id 'a' of member 1 stands there twice",
+    ),
     "a question too few": (
         {name: values[1:] for name, values in ROWS.items()},
         "member 1 has no row for question_id 'a'",
     ),
-    "other choices": ({"choice_log_probs": [np.log([0.2, 0.3, 0.5]), *LISTS[1:]]}, "row 1: choice_log_probs differ"),
-    "no choices": ({"choice_log_probs": [None, *LISTS[1:]]}, "row 1: choice_log_probs differ in length"),
+    "other choices": (
+        {"choice_log_probs": [np.log([0.2, 0.3, 0.5]), *LISTS[1:]]},
+        "row 1: question_id 'a' of member 1 has 3 choices, and 2",
+    ),
+    "no choices": ({"choice_log_probs": [None, *LISTS[1:]]}, "row 1: question_id 'a' of member 1 has 0 choices"),
     "probabilities for log-probabilities": (
         {"choice_log_probs": [np.exp(values) for values in LISTS]},
-        r"question_id 'b', member 0: exp\(choice_log_probs\) sums to .*, not 1",
+        r"row 3 \(question_id 'b', member 0\): choice 0 has the log-probability 0.\d+, which must be",
     ),
-    "huge logits": ({"choice_log_probs": [np.array([1e4, 0.0]), *LISTS[1:]]}, "sums to inf, not 1"),
-    "not a number": ({"choice_log_probs": [np.array([np.nan, 0.0]), *LISTS[1:]]}, "sums to nan, not 1"),
-    "a target outside": ({"target": [2, None, None, 2]}, "question_id 'a': target 2 is outside its 2 choices"),
-    "two targets": ({"target": [0, None, None, 1]}, "row 1: target differs between members for question_id 'a'"),
+    "huge logits": (
+        {"choice_log_probs": [np.array([1e4, 0.0]), *LISTS[1:]]},
+        "choice 0 has the log-probability 10000, which must be",
+    ),
+    "not a number": (
+        {"choice_log_probs": [np.array([np.nan, 0.0]), *LISTS[1:]]},
+        "choice 0 has the log-probability nan, which must be",
+    ),
+    "a target outside": ({"target": [2, None, None, 2]}, "question_id 'a': target 2 is none of its 2 choices"),
+    "two targets": ({"target": [0, None, None, 1]}, "row 1: question_id 'a' of member 1 has another target"),
     "too few unconditional scores": (
         {"unconditional_scores": [[0.0] * 2, [0.0] * 3, [0.0], [0.0] * 2]},
         "row 3: unconditional_scores has 1 values, not 3",

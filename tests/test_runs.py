@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
+import time
+from contextlib import nullcontext
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +16,9 @@ import pytest
 
 from ripieno.config import Base, Compute, Config, Data, Training
 from ripieno.errors import EnvironmentFault, UserError
-from ripieno.runs import RunFolder, write_atomically
+from ripieno.runs import TRAINED, RunFolder, write_atomically
 
-IDENTITY = {"base_sha256": "b" * 64, "questions_sha256": "c" * 64}
+IDENTITY = {"base_sha256": "b" * 64, "questions_sha256": "c" * 64, "members": TRAINED}
 
 
 @pytest.fixture
@@ -22,6 +26,10 @@ def run(tmp_path: Path) -> RunFolder:
     folder = RunFolder(tmp_path / "run")
     folder.path.mkdir()
     return folder
+
+
+def line(step: int) -> dict[str, Any]:
+    return {"kind": "step", "epoch": 1, "member": 0, "step": step}
 
 
 def config(**sections: Any) -> Config:
@@ -73,14 +81,14 @@ def test_a_full_disk_is_the_environments_fault(run: RunFolder, monkeypatch: pyte
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patch:
-        run.append("metrics.jsonl", {"step": 1})
+        run.append("metrics.jsonl", line(1))
         patch.setattr(os, "fsync", full)
         with pytest.raises(
             EnvironmentFault, match=r"report/index\.html: cannot be written \(No space left on device\)"
         ):
             run.write(run.report / "index.html", "page")
         with pytest.raises(EnvironmentFault, match=r"metrics\.jsonl: cannot be written \(No space"):
-            run.keep("metrics.jsonl", lambda line: False)
+            run.arrange("metrics.jsonl", lambda lines: [])
     (run.path / "timing.jsonl").symlink_to("/dev/full")
     with pytest.raises(EnvironmentFault, match=r"timing\.jsonl: cannot be written"):
         run.append("timing.jsonl", {"what": "train"})
@@ -136,23 +144,50 @@ def test_whole_goes_by_what_was_written_last(run: RunFolder) -> None:
 
 def test_a_line_cut_short_is_left_out_and_the_next_one_takes_its_place(run: RunFolder) -> None:
     assert run.lines("metrics.jsonl") == []
-    run.append("metrics.jsonl", {"step": 1})
+    run.append("metrics.jsonl", line(1))
     whole = (run.path / "metrics.jsonl").read_bytes()
     for torn in (b"{", b'{"step": 2', b'{"step": 2}', '{"é'.encode()[:-1]):  # a line is whole with its line break
         (run.path / "metrics.jsonl").write_bytes(whole + torn)
-        assert run.lines("metrics.jsonl") == [{"step": 1}]
-        run.append("metrics.jsonl", {"step": 3})
-        assert run.lines("metrics.jsonl") == [{"step": 1}, {"step": 3}]
+        assert run.lines("metrics.jsonl") == [line(1)]
+        run.append("metrics.jsonl", line(3))
+        assert run.lines("metrics.jsonl") == [line(1), line(3)]
     (run.path / "metrics.jsonl").write_bytes(b'{"st')
-    run.append("metrics.jsonl", {"step": 1})
+    run.append("metrics.jsonl", line(1))
     assert (run.path / "metrics.jsonl").read_bytes() == whole
 
 
-def test_keep_removes_the_other_lines(run: RunFolder) -> None:
+def test_lines_are_arranged_anew(run: RunFolder) -> None:
     for step in range(4):
-        run.append("metrics.jsonl", {"step": step})
-    run.keep("metrics.jsonl", lambda line: line["step"] % 2 == 1)
-    assert run.lines("metrics.jsonl") == [{"step": 1}, {"step": 3}]
+        run.append("metrics.jsonl", line(step))
+    run.arrange("metrics.jsonl", lambda lines: [x for x in reversed(lines) if x["step"] % 2])
+    assert run.lines("metrics.jsonl") == [line(3), line(1)]
+
+
+def test_a_sealed_log_grows_and_what_was_sealed_is_not_changed_unseen(
+    run: RunFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run.append("metrics.jsonl", line(1))
+    run.seal("metrics.jsonl")
+    run.append("metrics.jsonl", line(2))
+    assert run.lines("metrics.jsonl") == [line(1), line(2)]
+    file = run.path / "metrics.jsonl"
+    content = file.read_bytes()
+    for damaged in (content.replace(b"1", b"7"), content[:5], content[content.index(b"\n") + 1 :]):
+        file.write_bytes(damaged)
+        with pytest.raises(EnvironmentFault, match=r"metrics\.jsonl: missing or damaged; it cannot be made again"):
+            run.lines("metrics.jsonl")
+        file.write_bytes(content)
+    # Killed after the new content was recorded and before it was written: the old one is no damage.
+    with monkeypatch.context() as patch:
+        patch.setattr("ripieno.runs.write_atomically", lambda *_: (_ for _ in ()).throw(Crash))
+        with pytest.raises(Crash):
+            run.arrange("metrics.jsonl", lambda lines: lines[1:])
+    assert run.lines("metrics.jsonl") == [line(1), line(2)]
+    run.arrange("metrics.jsonl", lambda lines: lines[1:])
+    assert run.lines("metrics.jsonl") == [line(2)]
+    file.write_bytes(content.replace(b"1", b"7"))
+    with pytest.raises(EnvironmentFault, match="missing or damaged"):
+        run.lines("metrics.jsonl")
 
 
 # ---- the lock ---------------------------------------------------------------------------------------------------
@@ -214,6 +249,7 @@ def test_start_again_with_the_same_or_what_changes_no_result_keeps_everything(ru
     assert [(run.path / name).read_bytes() for name in ("config.yaml", "manifest.json")] == before
 
 
+@pytest.mark.fault("another config, base, data or library")
 def test_start_refuses_another_config_with_the_keys_side_by_side(run: RunFolder) -> None:
     run.start(config(), IDENTITY, {})
     other = config(training=Training(epochs=7, learning_rate=0.5), base=Base(dtype="bfloat16"))
@@ -228,19 +264,42 @@ def test_start_refuses_another_config_with_the_keys_side_by_side(run: RunFolder)
 
 
 @pytest.mark.parametrize("key", IDENTITY)
+@pytest.mark.fault("another config, base, data or library")
 def test_start_refuses_another_base_or_other_questions(run: RunFolder, key: str) -> None:
     run.start(config(), IDENTITY, {})
     with pytest.raises(UserError, match=rf"{key}: {IDENTITY[key]} \| {'d' * 64}"):
         run.start(config(), {**IDENTITY, key: "d" * 64}, {})
 
 
+@pytest.mark.fault("another config, base, data or library")
+def test_start_refuses_another_version_of_what_computes(run: RunFolder, monkeypatch: pytest.MonkeyPatch) -> None:
+    version = metadata.version
+    run.start(config(), IDENTITY, {})
+    for name, refused in (("torch", True), ("tokenizers", True), ("pyarrow", False)):
+        monkeypatch.setattr(metadata, "version", lambda of, name=name: "0.1" if of == name else version(of))
+        with pytest.raises(UserError, match=rf"versions\.{name}: .* \| 0\.1") if refused else nullcontext():
+            run.start(config(), IDENTITY, {})
+
+
+@pytest.mark.fault("a hostile input")
+@pytest.mark.parametrize("name", ["../secret", "/etc/hostname", "questions/../../secret"])
+def test_a_record_names_no_file_outside_of_the_folder(name: str, run: RunFolder) -> None:
+    """It is none of ours, and the file that it names is neither read nor missed."""
+    run.start(config(), IDENTITY, {})
+    recorded = run.recorded()
+    with (run.path / "checksums.jsonl").open("a") as file:
+        file.write(json.dumps({"path": name, "sha256": "0" * 64}) + "\n")
+    assert run.recorded() == recorded
+    assert run.damaged() == []
+
+
 def test_start_ended_between_its_two_files_starts_again(run: RunFolder, monkeypatch: pytest.MonkeyPatch) -> None:
     write = RunFolder.write
 
-    def dying(self: RunFolder, path: Path, content: bytes | str) -> None:
+    def dying(self: RunFolder, path: Path, content: bytes | str, **also: Any) -> None:
         if path.name == "manifest.json":
             raise Crash
-        write(self, path, content)
+        write(self, path, content, **also)
 
     with monkeypatch.context() as patch:
         patch.setattr(RunFolder, "write", dying)
@@ -263,6 +322,17 @@ def test_a_damaged_manifest_is_the_environments_fault(run: RunFolder, content: s
         (run.path / "manifest.json").write_text(content)
     with pytest.raises(EnvironmentFault, match=r"manifest\.json: missing or damaged"):
         run.manifest()
+
+
+def test_what_a_killed_process_left_half_written_goes_in_the_end(run: RunFolder) -> None:
+    """Not at once: another process may be about to finish it."""
+    (run.path / "members").mkdir()
+    old, new = (run.path / "members" / f".adapter.{name}.part" for name in ("old", "new"))
+    for part in (old, new):
+        part.write_bytes(b"half")
+    os.utime(old, (time.time() - 3700,) * 2)
+    with run.lock():
+        assert (old.exists(), new.exists()) == (False, True)
 
 
 def test_a_fault_inside_the_lock_keeps_its_own_name(run: RunFolder) -> None:

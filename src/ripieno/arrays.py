@@ -7,7 +7,6 @@ the mend.
 
 from __future__ import annotations
 
-import difflib
 import json
 import zipfile
 import zlib
@@ -25,6 +24,8 @@ from ripieno.errors import EnvironmentFault, UserError
 from ripieno.parquet import read_parquet
 from ripieno.predictions import Predictions, without_gaps
 from ripieno.published import PICKLES, conversion, from_laplace_lora, is_laplace_lora, metrics_in
+from ripieno.untrusted import check_unpacked
+from ripieno.userfiles import json_lines, nearest, require_file, short
 
 Axes = Literal["mnk", "nmk"]
 Floats = NDArray[np.float64]
@@ -76,8 +77,7 @@ def read_predictions(path: Path, axes: Axes | None = None) -> list[Predictions]:
     """
     if path.suffix not in (*SUFFIXES, *PICKLES):
         raise UserError(f"{path}: predictions are read from {', '.join(SUFFIXES)}; rename or convert the file")
-    if not path.is_file():
-        raise UserError(f"{path}: there is no such file; mend the path")
+    require_file(path)
     if path.suffix in PICKLES:
         raise UserError(conversion(path))
     if path.suffix == ".parquet":
@@ -197,23 +197,27 @@ def _load(path: Path) -> dict[str, NDArray[Any]]:
     with file:
         try:
             archive = np.load(file, allow_pickle=False)
-        except (ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
-            raise EnvironmentFault(f"{path}: not a readable npz file ({error}); write it by numpy.savez") from error
-        if not isinstance(archive, np.lib.npyio.NpzFile):
+        except (ValueError, OSError, EOFError, RuntimeError, zipfile.BadZipFile) as error:
+            why = short(error)
+            raise EnvironmentFault(f"{path}: not a readable npz file ({why}); write it again by numpy.savez") from error
+        if not isinstance(archive, np.lib.npyio.NpzFile) or archive.zip is None:
             raise UserError(f"{path}: holds one array without a name (npy); save it by numpy.savez(file, probs=...)")
+        read = [member for member in archive.zip.infolist() if member.filename.removesuffix(".npy") in ARRAYS]
+        check_unpacked(path, sum(member.file_size for member in read))
         for name in archive.files:
             if name not in ARRAYS:  # another program's own matter; never loaded, so that it may be of any size
                 arrays[name] = np.empty(0)
                 continue
             try:
                 arrays[name] = np.asarray(archive[name])
-            except (ValueError, OSError, EOFError, RuntimeError, zipfile.BadZipFile, zlib.error) as error:
+            except (ValueError, OSError, EOFError, RuntimeError, MemoryError, zipfile.BadZipFile, zlib.error) as error:
                 if "allow_pickle" in str(error):
                     raise UserError(
                         f"{path}: `{name}` holds Python objects (a pickle, which could run any program), not plain "
                         f"numbers or texts; save it as numpy.array(..., dtype={'str' if name in TEXTS else 'float'})"
                     ) from None
-                raise EnvironmentFault(f"{path}: `{name}` cannot be read ({error}); write the file again") from error
+                why = short(error)
+                raise EnvironmentFault(f"{path}: `{name}` cannot be read ({why}); write the file again") from error
     return arrays
 
 
@@ -280,31 +284,20 @@ def _rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
     """Yield each line's number and object; empty lines are skipped."""
     slips_checked: set[frozenset[str]] = set()  # nearly every line has the same keys
     try:
-        with path.open(encoding="utf-8-sig") as file:
-            for number, text in enumerate(file, start=1):
-                if not text.strip():
-                    continue
-                where = f"{path}, line {number}"
-                try:
-                    row = json.loads(text)
-                    if "\\u" in text:
-                        json.dumps(row, ensure_ascii=False).encode()  # half of a surrogate pair fails here
-                except (ValueError, RecursionError) as error:
-                    raise UserError(f"{where}: not JSON ({error}); mend it") from None
-                if names := metrics_in(row):
-                    raise UserError(
-                        f"{path}: holds metrics ({', '.join(names)}), and no predictions to measure; BayesAdapt saves "
-                        "those beside it, as test_logits_seed*.pt"
-                    )
-                if not isinstance(row, dict):
-                    raise UserError(f"{where}: not a JSON object; write one {{...}} a line")
-                keys = frozenset(row)
-                if keys not in slips_checked:
-                    _check_slips(row, KEYS, f"{where}: key")
-                    slips_checked.add(keys)
-                yield number, row
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path}: not UTF-8 ({error.reason}); save it as UTF-8") from None
+        for number, row in json_lines(path):
+            where = f"{path}, line {number}"
+            if names := metrics_in(row):
+                raise UserError(
+                    f"{path}: holds metrics ({', '.join(names)}), and no predictions to measure; BayesAdapt saves "
+                    "those beside it, as test_logits_seed*.pt"
+                )
+            if not isinstance(row, dict):
+                raise UserError(f"{where}: not a JSON object; write one {{...}} a line")
+            keys = frozenset(row)
+            if keys not in slips_checked:
+                _check_slips(row, KEYS, f"{where}: key")
+                slips_checked.add(keys)
+            yield number, row
     except OSError as error:
         raise EnvironmentFault(f"{path}: cannot be read ({error.strerror or error})") from error
 
@@ -320,9 +313,12 @@ def _line(row: dict[str, Any], number: int, where: str) -> _Line:
             raise UserError(f"{where}: member {m} has {len(one)} {kind}, but member 0 has {K}; give every choice's")
         for value in one:
             if type(value) is not float and type(value) is not int:  # True is an int too
-                raise UserError(f"{where}: member {m}: `{kind}` holds {json.dumps(value)}, not a number")
+                raise UserError(f"{where}: member {m}: `{kind}` holds {short(json.dumps(value))}, not a number")
     if K < 2:
-        raise UserError(f"{where}: {K} choices; a question needs 2 at least (yes or no with probability p: [1 - p, p])")
+        raise UserError(
+            f"{where}: a question needs 2 choices at least, and this one has {K} "
+            "(yes or no with probability p: [1 - p, p])"
+        )
     try:
         values = np.array(given, dtype=np.float64)
     except OverflowError:
@@ -334,7 +330,8 @@ def _line(row: dict[str, Any], number: int, where: str) -> _Line:
     if type(given_id) is int:
         given_id = str(given_id)
     if given_id is not None and (not isinstance(given_id, str) or not given_id.strip()):
-        raise UserError(f"{where}: `id` must be a text, not {json.dumps(given_id)}; fill it in, or leave out every id")
+        said = short(json.dumps(given_id))
+        raise UserError(f"{where}: `id` must be a text, not {said}; fill it in, or leave out every id")
     return _Line(number, given_id, kind, values, target, _text(row, "subject", where) or None)
 
 
@@ -344,7 +341,10 @@ def _joined(path: Path, lines: list[_Line], dataset: str, split: str, epoch: int
     met: dict[str, int] = {}
     for question, line in zip(ids, lines, strict=True):
         if question in met:
-            raise UserError(f"{path}, line {line.number}: id {question!r} is also that of line {met[question]}")
+            raise UserError(
+                f"{path}, line {line.number}: id {question!r} is also that of line {met[question]}; "
+                "change one, or leave every id out"
+            )
         met[question] = line.number
     M, N = len(lines[0].values), len(lines)
     sizes = np.array([line.values.shape[1] for line in lines])
@@ -377,7 +377,7 @@ def _joined(path: Path, lines: list[_Line], dataset: str, split: str, epoch: int
 def _text(row: dict[str, Any], key: str, where: str) -> str | None:
     value = row.get(key)
     if value is not None and not isinstance(value, str):
-        raise UserError(f"{where}: `{key}` must be a text, not {json.dumps(value)}")
+        raise UserError(f"{where}: `{key}` must be a text, not {short(json.dumps(value))}")
     return value
 
 
@@ -387,7 +387,7 @@ def _whole(row: dict[str, Any], key: str, where: str, default: int) -> int:
     if value is None:
         return default
     if isinstance(value, bool) or not isinstance(value, int | float) or value % 1 or abs(value) > LARGEST:
-        raise UserError(f"{where}: `{key}` must be a whole number, not {json.dumps(value)}")
+        raise UserError(f"{where}: `{key}` must be a whole number, not {short(json.dumps(value))}")
     return int(value)
 
 
@@ -403,7 +403,7 @@ def _kind(found: Iterable[str], where: str) -> str:
     if not kinds:
         raise UserError(
             f"{where}: has neither `probs` nor `logits` (log-probabilities are logits too); "
-            f"it has {', '.join(names) or 'nothing'}"
+            f"it has {', '.join(names) or 'nothing'}; call one of them so"
         )
     return kinds[0]
 
@@ -413,7 +413,7 @@ def _check_slips(found: Iterable[str], known: tuple[str, ...], what: str) -> Non
     names = set(found)
     missing = [name for name in known if name not in names and name not in KINDS]
     for name in sorted(names - set(known)):
-        for meant in difflib.get_close_matches(name, missing, n=1, cutoff=0.8):
+        if meant := nearest(name, missing, 0.8):
             raise UserError(f"{what} `{name}` is not known; is it `{meant}`? Rename it or take it out")
 
 
@@ -440,8 +440,10 @@ def _log_probs(
     wrong = mask & ~np.isfinite(values)
     if wrong.any():
         m, n, k = first(wrong)
-        absent = "; a choice that the question does not have must be absent (npz: `mask`)" if kind == "logits" else ""
-        raise UserError(f"{where(m, n)}: choice {k} of `{kind}` is {values[m, n, k]:g}, not a finite number{absent}")
+        absent = (
+            "a choice that the question does not have must be absent (npz: `mask`)" if kind == "logits" else "mend it"
+        )
+        raise UserError(f"{where(m, n)}: choice {k} of `{kind}` is {values[m, n, k]:g}, not a finite number; {absent}")
     if kind == "logits":
         present = np.where(mask, values, -np.inf)
         with np.errstate(over="ignore"):  # logits 1e308 apart: the smaller one's probability is 0

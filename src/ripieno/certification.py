@@ -10,9 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from ripieno import decisions
+from ripieno.data.kept import questions_of
 from ripieno.data.question import Question, content_key, read_questions
 from ripieno.data.splits import DatasetName
-from ripieno.ensemble import Ensemble, questions_of
+from ripieno.ensemble import Ensemble
 from ripieno.errors import UserError
 from ripieno.evaluation import evaluate
 from ripieno.measures import Costs
@@ -23,7 +24,7 @@ from ripieno.parquet import read_parquet
 from ripieno.predictions import Predictions, concatenate
 from ripieno.progress import Progress
 from ripieno.prompt_features import as_evaluated, make_features
-from ripieno.runs import METHOD, RunFolder, adapter_epochs, sha256_of
+from ripieno.runs import METHOD, RunFolder, members_at, sha256_of
 
 CONFIDENCE = 0.95
 
@@ -76,7 +77,7 @@ def certify(
     choices = _choices(run, by, questions)
     progress = progress or Progress(quiet=True)
     evaluate(run, asked_sets, [config.training.epochs], data_dir=data_dir, progress=progress)
-    answering = adapter_epochs(run, range(config.training.members), config.training.epochs)
+    answering = members_at(run, config.training.epochs)
     weights = [run.adapter_files(member, at)[1] for member, at in answering.items()]
     adapters = {file.relative_to(run.path).as_posix(): sha256_of(file) for file in weights}
     _check_disjoint(run, questions)
@@ -167,10 +168,12 @@ def _check_disjoint(run: RunFolder, certification: Mapping[DatasetName, Sequence
 
     Raises:
         UserError: one is.
+        EnvironmentFault: a file of the run's questions is damaged.
     """
     mine = {content_key(question): question.id for questions in certification.values() for question in questions}
     own = {run.questions(name.folder, name.file) for name in certification}
     for file in sorted(set((run.path / "questions").rglob("*.parquet")) - own):
+        run.holds(file)
         for question in read_questions(file):
             if content_key(question) in mine:
                 raise UserError(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import signal
 import sys
 from pathlib import Path
@@ -13,6 +12,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from ripieno.errors import EnvironmentFault, UserError
+from ripieno.escaping import terminal_line
+from ripieno.memory import ran_out
 
 if TYPE_CHECKING:
     from ripieno.config import Config
@@ -28,7 +29,6 @@ app = typer.Typer(
 )
 Run = Annotated[Path, typer.Argument(metavar="RUN", help="A run folder, such as runs/demo.")]
 DataDir = Annotated[Path | None, typer.Option(help="A folder with originally released data files, looked in first.")]
-_OUT_OF_MEMORY = re.compile("out of memory|can't allocate memory")  # torch's own words, on a GPU and on a CPU
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress bar.")]
 CostError = Annotated[float | None, typer.Option(help="What a wrong answer costs you, in any unit.")]
 CostHandover = Annotated[float | None, typer.Option(help="What handing a question to a person costs, in that unit.")]
@@ -48,10 +48,10 @@ def demo(run: Annotated[Path, typer.Option(help="The run folder.")] = Path("runs
     with _progress(config, None, quiet, evaluating=True) as progress:
         page = experiment.demo(run, progress)
     _print_results(run)
-    typer.echo("What this did not show:")
+    _print("What this did not show:")
     for note in notes(_run(run)):
-        typer.echo(f"- {note}")
-    typer.echo(f"Report: {page}")
+        _print(f"- {note}")
+    _print(f"Report: {page}")
 
 
 @app.command()
@@ -72,10 +72,10 @@ def init(
     except OSError as error:
         raise EnvironmentFault(f"{path}: cannot be written ({error.strerror or error})") from error
     kinds = "" if started.labels is None else f" with {len(started.labels)} labels"
-    typer.echo(f"{path}: {started.questions:,} questions{kinds}, in five roles. Next:")
+    _print(f"{path}: {started.questions:,} questions{kinds}, in five roles. Next:")
     run = f"runs/{started.name}"
-    typer.echo(f"  ripieno train {path}")
-    typer.echo(f"  ripieno predict {run} --input NEW --output decided.csv --max-risk 0.1")
+    _print(f"  ripieno train {path}")
+    _print(f"  ripieno predict {run} --input NEW --output decided.csv --max-risk 0.1")
 
 
 @app.command()
@@ -86,6 +86,10 @@ def train(
         list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change a key, such as training.epochs=2.")
     ] = None,
     members: Annotated[str | None, typer.Option(help="Which members to train now, such as 0-4 or 0,2.")] = None,
+    fork: Annotated[
+        Path | None,
+        typer.Option(help="A new folder, in which the run's members go on from where they are under this config."),
+    ] = None,
     data_dir: DataDir = None,
     quiet: Quiet = False,
 ) -> None:
@@ -96,8 +100,10 @@ def train(
     experiment_config = configs.load(config, settings or [])
     chosen = None if members is None else _members(members)
     with _progress(experiment_config, data_dir, quiet, members=chosen) as progress:
-        folder = experiment.train(experiment_config, run, members=chosen, data_dir=data_dir, progress=progress)
-    typer.echo(f"Trained: {folder.path}. Next: ripieno evaluate {folder.path}")
+        folder = experiment.train(
+            experiment_config, run, members=chosen, fork=fork, data_dir=data_dir, progress=progress
+        )
+    _print(f"Trained: {folder.path}. Next: ripieno evaluate {folder.path}")
 
 
 @app.command("import")
@@ -113,7 +119,7 @@ def import_(
     from ripieno.importing import import_adapters
 
     folder = import_adapters(config, adapters, run, data_dir=data_dir)
-    typer.echo(f"{len(adapters)} members: {folder.path}. Next: ripieno evaluate {folder.path}")
+    _print(f"{len(adapters)} members: {folder.path}. Next: ripieno evaluate {folder.path}")
 
 
 @app.command()
@@ -180,7 +186,7 @@ def evaluate(
     from ripieno import config as configs
     from ripieno import evaluation, methods
 
-    folder = _run(run)
+    folder = _asked(run)
     config = folder.config()
     if rotations:
         others = (choices, store_top, method, draws, member, setting)
@@ -226,7 +232,7 @@ def evaluate(
             data_dir=data_dir,
             progress=progress,
         )
-    typer.echo(f"{len(files)} files of predictions in {run / 'predictions'}. Next: ripieno report {run}")
+    _print(f"{len(files)} files of predictions in {run / 'predictions'}. Next: ripieno report {run}")
 
 
 @app.command()
@@ -260,9 +266,9 @@ def compare(
     elif run is not None or settings:
         raise UserError(f"{source}: is a folder, whose table is made again as it is; leave --run and --set out")
     for line in methods.lines(methods.tabulate(folder)):
-        typer.echo(line)
-    typer.echo(f"Table: {folder / 'report' / 'table.csv'}")
-    typer.echo(f"Page: {folder / 'report' / 'index.html'}")
+        _print(line)
+    _print(f"Table: {folder / 'report' / 'table.csv'}")
+    _print(f"Page: {folder / 'report' / 'index.html'}")
 
 
 @app.command()
@@ -279,17 +285,17 @@ def read(
     from ripieno.report.heatmap import reader, words
     from ripieno.tokens import summarise
 
-    folder = _run(run)
+    folder = _asked(run)
     if epoch == "all":
         raise UserError("--epoch all: a text is read at one epoch; give a number or last")
     [at] = _epochs(epoch, folder.config().training.epochs) or []
     with Progress(quiet=quiet) as progress:
         found = reading.read(folder, text, epoch=at, output=output, progress=progress)
-    typer.echo(f"{text}, read by {reader(found.tokens)}:")
+    _print(f"{text}, read by {reader(found.tokens)}:")
     for sentence in words(summarise(found.tokens)):
-        typer.echo(f"- {sentence}")
-    typer.echo(f"Table: {found.table}")
-    typer.echo(f"Page: {found.page}")
+        _print(f"- {sentence}")
+    _print(f"Table: {found.table}")
+    _print(f"Page: {found.page}")
 
 
 @app.command()
@@ -301,19 +307,19 @@ def calibrate(run: Run, data_dir: DataDir = None, quiet: Quiet = False) -> None:
     from ripieno.report import terminal
     from ripieno.report.run import load
 
-    folder = _run(run)
+    folder = _asked(run)
     with Progress(quiet=quiet) as progress:
         temperatures = experiment.calibrate(folder, data_dir=data_dir, progress=progress)
     evidence = load(folder)
     for method, temperature in temperatures.items():
-        typer.echo(f"{method}: T = {temperature:.3f}")
+        _print(f"{method}: T = {temperature:.3f}")
         epoch = max(p.epoch for p in evidence.calibration if p.method == method)
         shown = [p for p in evidence.predictions if (p.method, p.epoch) == (method, epoch)]
         rows = measure(shown, calibration=evidence.calibration, about=evidence.about)
         for line in terminal.before_and_after(rows, method, epoch):
-            typer.echo(line)
+            _print(line)
     if not evidence.predictions:
-        typer.echo(f"What it changes is shown once `ripieno evaluate {run}` has asked the test questions.")
+        _print(f"What it changes is shown once `ripieno evaluate {run}` has asked the test questions.")
 
 
 @app.command()
@@ -350,10 +356,10 @@ def certify(
     if plan:
         if run is not None or as_json:
             raise UserError(
-                "--plan: simulates a model that is not there yet, and prints a table; leave RUN, --json out"
+                "--plan: simulates a model that is not there yet, and prints a table; leave RUN and --json out"
             )
         for line in terminal.planned(_plans(risk, confidence, accuracy, error_auroc), risk, confidence):
-            typer.echo(line)
+            _print(line)
         return
     if run is None:
         raise UserError("certify: name a run folder, or give --plan")
@@ -362,7 +368,7 @@ def certify(
 
     with Progress(quiet=quiet) as progress:
         made = certification.certify(
-            _run(run),
+            _asked(run),
             risk,
             confidence,
             costs=_costs(cost_error, cost_handover),
@@ -372,10 +378,10 @@ def certify(
             progress=progress,
         )
     if as_json:
-        typer.echo(json.dumps(made.to_json(), allow_nan=False))
+        _print(json.dumps(made.to_json(), allow_nan=False))
         return
     for line in terminal.certified(made):
-        typer.echo(line)
+        _print(line)
 
 
 @app.command()
@@ -400,14 +406,14 @@ def predict(
     from ripieno.report import terminal
 
     decisions.check_output(output, source)
-    config = _run(run).config()
+    config = _asked(run).config()
     questions = read_questions(source, config.data.labels)
     if max_risk is not None and decisions.recorded(_run(run)) is None:
         _check_share("--max-risk", max_risk)
         with Progress(quiet=quiet) as progress:
             made = certification.certify(_run(run), max_risk, certification.CONFIDENCE, progress=progress)
         for line in terminal.certified(made):
-            typer.echo(line)
+            _print(line)
     ensemble = Ensemble.load(run)
     with Progress(len(questions) * len(ensemble.positions), quiet) as progress:
         decided = ensemble.decide(questions, max_risk, progress)
@@ -425,7 +431,7 @@ def predict(
                 "certified; every choice is in their prediction sets"
             )
     said = "" if max_risk is None else f", {answered} answered and {len(decided) - answered} handed over"
-    typer.echo(f"{output}: {len(decided)} questions{said}")
+    _print(f"{output}: {len(decided)} questions{said}")
 
 
 @app.command()
@@ -443,17 +449,17 @@ def export(
     from ripieno.progress import Progress
 
     with Progress(quiet=quiet) as progress:
-        made = exporting.export(_run(run), output, rank, data_dir=data_dir, progress=progress)
-    typer.echo(f"{len(made.members)} members: {output}/member-*")
+        made = exporting.export(_asked(run), output, rank, data_dir=data_dir, progress=progress)
+    _print(f"{len(made.members)} members: {output}/member-*")
     lost = made.lost
     off = "exact" if lost is None else f"off by {lost.error:.1%} of the updates' norm"
-    typer.echo(f"Their mean, as one adapter ({off}): {made.mean}")
+    _print(f"Their mean, as one adapter ({off}): {made.mean}")
     if lost is None:
         return
     if (q := lost.quality) is None:
-        typer.echo("What that loses was not measured: no test question has an answer.")
+        _print("What that loses was not measured: no test question has an answer.")
         return
-    typer.echo(
+    _print(
         f"On {q.questions:,} test questions the cut one has accuracy {q.accuracy:.3f} ({q.more_accuracy:+.3f} against "
         f"the exact mean) and NLL {q.nll:.3f} ({q.more_nll:+.4f} [{q.low:+.4f}, {q.high:+.4f}])."
     )
@@ -480,13 +486,13 @@ def report(
         _run(compare).config()  # a slip in the name is said before anything is written
     page = write_report(_run(run), costs=_costs(cost_error, cost_handover), bins=bins)
     _print_results(run)
-    typer.echo(f"Report: {page}")
+    _print(f"Report: {page}")
     if compare is not None:
         costs = _costs(cost_error, cost_handover)
         page, comparisons = compare_runs(_run(run), _run(compare), costs=costs, bins=bins)
         for line in terminal.compared(comparisons):
-            typer.echo(line)
-        typer.echo(f"Comparison: {page}")
+            _print(line)
+        _print(f"Comparison: {page}")
 
 
 @app.command()
@@ -533,10 +539,10 @@ def analyze(
             raise UserError(f"--pair {error}") from None
     analysis = evidence.analyze(costs=_costs(cost_error, cost_handover), pairs=pairs, bins=bins)
     if as_json:
-        typer.echo(json.dumps(analysis.to_json(), allow_nan=False))
+        _print(json.dumps(analysis.to_json(), allow_nan=False))
         return
     for line in terminal.table(analysis):
-        typer.echo(line)
+        _print(line)
 
 
 @app.command()
@@ -551,42 +557,72 @@ def datasets(
 
     if action is None:
         for found in splits.available(data_dir):
-            typer.echo(f"{found.name:<16} {', '.join(found.splits) or 'nothing':<28} {found.where}")
+            _print(f"{found.name:<16} {', '.join(found.splits) or 'nothing':<28} {found.where}")
         return
     if action != "check" or file is None:
         raise UserError("usage: ripieno datasets, or ripieno datasets check FILE")
     summary = splits.check(file, labels.split(",") if labels else None)
     if summary.texts:
-        typer.echo(f"{file}: {summary.texts} texts (they train under the next_token loss)")
+        _print(f"{file}: {summary.texts} texts (they train under the next_token loss)")
         return
     sizes = (
         f"{summary.min_choices} to {summary.max_choices}"
         if summary.min_choices < summary.max_choices
         else f"{summary.max_choices}"
     )
-    typer.echo(f"{file}: {summary.questions} questions of {sizes} choices, {summary.answered} with an answer")
+    _print(f"{file}: {summary.questions} questions of {sizes} choices, {summary.answered} with an answer")
     for subject, count in sorted(summary.subjects.items()):
-        typer.echo(f"  {subject}: {count}")
+        _print(f"  {subject}: {count}")
     if summary.equal_choices:
-        typer.echo(f"  {summary.equal_choices} questions have two equal choices")
+        _print(f"  {summary.equal_choices} questions have two equal choices")
     if summary.repeats:
-        typer.echo(f"  {summary.repeats} rows repeat an earlier question")
+        _print(f"  {summary.repeats} rows repeat an earlier question")
 
 
 @app.command()
-def status(run: Run) -> None:
+def status(
+    run: Run,
+    verify: Annotated[
+        bool, typer.Option("--verify", help="Check every file by its checksum, and nothing else.")
+    ] = False,
+) -> None:
     """Say how far each member is, and what was evaluated."""
     folder = _run(run)
+    if verify:
+        _verify(folder)
+        return
     config = folder.config()
+    working = folder.holders()
     for member in range(config.training.members):
         epochs = [e for e in range(1, config.training.epochs + 1) if folder.whole(*folder.adapter_files(member, e))]
         stopped = [x for x in folder.lines("metrics.jsonl") if x["kind"] == "stopped" and x["member"] == member]
         why = f", stopped: {stopped[0]['reason']}" if stopped else ""
-        typer.echo(f"member {member}: epoch {max(epochs, default=0)} of {config.training.epochs}{why}")
+        by = f", held by {working[member]}" if member in working else ""
+        _print(f"member {member}: epoch {max(epochs, default=0)} of {config.training.epochs}{why}{by}")
+    if None in working:
+        _print(f"asked by {working[None]}")
     for what in ("predictions", "rotations", "features", "tokens"):
         for file in sorted((run / what).rglob("*.parquet")):
             state = "" if folder.whole(file) else "  (damaged: the same evaluate makes it again)"
-            typer.echo(f"{file.relative_to(run)}{state}")
+            _print(f"{file.relative_to(run)}{state}")
+
+
+def _verify(folder: RunFolder) -> None:
+    folder.refuse_newer()
+    if not folder.recorded() and not (folder.path / "config.yaml").exists():
+        raise UserError(f"{folder.path}: not a run folder; `ripieno train CONFIG.yaml` makes one")
+    if (folder.path / "config.yaml").exists() and "manifest.json" not in folder.recorded():
+        name = "checksums.jsonl"
+        raise EnvironmentFault(f"{folder.path / name}: missing or damaged; {folder.mend(name)}")
+    damaged = folder.damaged()
+    for path, why in damaged:
+        name = path.relative_to(folder.path).as_posix()
+        _print(f"{name}: {why}; {folder.mend(name)}")
+    if folder.edited:
+        _print("config.yaml: edited, in nothing that moves results")
+    if damaged:
+        raise EnvironmentFault(f"{folder.path}: {len(damaged)} files are missing or damaged")
+    _print(f"{folder.path}: all {len(folder.recorded())} files are as they were written")
 
 
 def main() -> None:
@@ -596,26 +632,30 @@ def main() -> None:
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     try:
-        code = app(sys.argv[1:] or ["--help"], standalone_mode=False) or 0
+        code = app(sys.argv[1:] or ["--help"], prog_name="ripieno", standalone_mode=False) or 0
         if code == 130:  # typer turns Ctrl-C into this without a word
             raise KeyboardInterrupt
         sys.exit(code)
     except typer.TyperException as error:
         context = getattr(error, "ctx", None)
         see = f" See `{context.command_path} --help`" if context else ""
-        _fail(" ".join(error.format_message().split()) + see, 2)
+        said = " ".join(error.format_message().split()).replace("Value error, ", "").replace("Input should", "should")
+        _fail(said + ("" if said.endswith((".", "?")) else ".") + see, 2)
     except UserError as error:
         _fail(str(error), 2)
     except EnvironmentFault as error:
         _fail(str(error), 1)
+    except OSError as error:  # such as a folder that may not be read, or a disk that no longer answers
+        where = f"{error.filename}: " if error.filename else ""
+        _fail(f"{where}{error.strerror or error}", 1)
     except (MemoryError, RuntimeError) as error:
-        if not isinstance(error, MemoryError) and not _OUT_OF_MEMORY.search(str(error)):
+        if not ran_out(error):
             raise
-        _fail("out of memory: lower compute.batch_tokens or compute.members_per_pass", 1)
+        _fail("out of memory: close other programs, or take a smaller base, base.dtype bfloat16 or fewer members", 1)
     except (KeyboardInterrupt, typer.Abort):
-        _fail("interrupted; the same command goes on from the last whole epoch", 130)
+        _fail("interrupted; the same command goes on from what is saved", 130)
     except _Terminated:
-        _fail("terminated; the same command goes on from the last whole epoch", 143)
+        _fail("terminated; the same command goes on from what is saved", 143)
 
 
 class _Terminated(BaseException):
@@ -631,14 +671,30 @@ def _fail(message: str, code: int) -> None:
     sys.exit(code)
 
 
+def _print(result: str) -> None:
+    typer.echo(terminal_line(result))
+
+
 def _say(message: str) -> None:
-    typer.echo(message, err=True)
+    typer.echo(terminal_line(message), err=True)
 
 
 def _run(path: Path) -> RunFolder:
     from ripieno.runs import RunFolder
 
     return RunFolder(path)
+
+
+def _asked(path: Path) -> RunFolder:
+    """Return a run whose members are asked; say which of them no longer answer."""
+    from ripieno.runs import failed_members
+
+    run = _run(path)
+    for member, epoch in failed_members(run).items():
+        _say(
+            f"member {member} is left out from epoch {epoch} on: its training failed; `ripieno status {path}` says why"
+        )
+    return run
 
 
 def _members(text: str) -> list[int]:
@@ -660,13 +716,13 @@ def _evaluate_tokens(
     with Progress(quiet=quiet) as progress:
         tables = reading.evaluate(folder, datasets, epochs, data_dir=data_dir, progress=progress)
     for found in tables:
-        typer.echo(f"{found.dataset}/{found.split}, {found.method}, epoch {found.epoch}")
-        typer.echo(f"  {'':<16}{'tokens':>9}{'NLL':>8}{'perplexity':>12}{'accuracy':>10}{'ECE':>8}")
+        _print(f"{found.dataset}/{found.split}, {found.method}, epoch {found.epoch}")
+        _print(f"  {'':<16}{'tokens':>9}{'NLL':>8}{'perplexity':>12}{'accuracy':>10}{'ECE':>8}")
         for measured in reading.measure(found):
             s = measured.summary
             numbers = f"{s.tokens:>9,}{s.nll:>8.3f}{s.perplexity:>12,.1f}{s.accuracy:>10.3f}{measured.ece:>8.3f}"
-            typer.echo(f"  {measured.what:<16}{numbers}")
-    typer.echo(f"{len(tables)} tables of tokens in {folder.path / 'tokens'}.")
+            _print(f"  {measured.what:<16}{numbers}")
+    _print(f"{len(tables)} tables of tokens in {folder.path / 'tokens'}.")
 
 
 def _evaluate_rotations(folder: RunFolder, datasets: list[str], epoch: str, data_dir: Path | None, quiet: bool) -> None:
@@ -680,7 +736,7 @@ def _evaluate_rotations(folder: RunFolder, datasets: list[str], epoch: str, data
     with Progress(quiet=quiet) as progress:
         found = ask_rotations(folder, datasets, at, progress, data_dir)
     for line in terminal.rotated(found, at):
-        typer.echo(line)
+        _print(line)
 
 
 def _epochs(text: str, last: int) -> list[int] | None:
@@ -765,7 +821,7 @@ def _print_results(run: Path) -> None:
     from ripieno.runs import METHOD
 
     for line in terminal.summary(read_analysis(_run(run)), METHOD):
-        typer.echo(line)
+        _print(line)
 
 
 if __name__ == "__main__":

@@ -24,10 +24,11 @@ from ripieno import comparison, methods, provenance
 from ripieno.comparison import Index, predictions_file
 from ripieno.comparison_config import Comparison, MethodRow
 from ripieno.config import Config
+from ripieno.data.kept import keep_questions, questions_of
 from ripieno.data.matching import match_questions
 from ripieno.data.question import Question
 from ripieno.data.splits import DatasetName, Roles
-from ripieno.ensemble import Ensemble, assemble, load_base, questions_of
+from ripieno.ensemble import Ensemble, assemble, load_base
 from ripieno.errors import UserError
 from ripieno.evaluation import Sampling, fit, matched_choices
 from ripieno.experiment import assign_roles, train, work
@@ -116,7 +117,10 @@ class World:
         data = self.config.data
         texts = dict.fromkeys((*data.calibration, *data.test, *data.out_of_domain))
         names = map(DatasetName.parse, texts)
-        return {name: questions_of(self.run, self.config, name, self.data_dir) for name in names}
+        found = {name: questions_of(self.run, self.config, name, self.data_dir) for name in names}
+        for name, questions in found.items():
+            keep_questions(self.run, name, questions)
+        return found
 
     @cached_property
     def sets(self) -> dict[tuple[DatasetName, int | None], tuple[Asked, dict[str, Any]]]:
@@ -228,7 +232,7 @@ def _start(config: Comparison, kept: RunFolder) -> None:
     """Write the config of a new comparison, or check that a present one is the same."""
     path = kept.path / "compare.yaml"
     content = config.model_dump(mode="json")
-    if path.exists():
+    if kept.holds(path):
         old = yaml.safe_load(path.read_text(encoding="utf-8"))
         differing = [key for key in content if key != "compute" and content[key] != old.get(key)]
         # Rows may be added and left out: each keeps its own answers.
@@ -282,7 +286,10 @@ def _names(sets: Sequence[str]) -> tuple[str, ...]:
 
 
 def _method(row: MethodRow, settings: Mapping[str, Any] | None = None) -> Method:
-    return methods.named(row.method, row.trials[0][1] if settings is None else settings)
+    try:
+        return methods.named(row.method, row.trials[0][1] if settings is None else settings)
+    except UserError as error:
+        raise UserError(f"rows: {row.name!r}: {error}") from None
 
 
 def _stands_on(row: MethodRow, members: int) -> int:

@@ -22,6 +22,7 @@ from ripieno.errors import EnvironmentFault, UserError
 from ripieno.features import Features, read_features
 from ripieno.parquet import read_parquet
 from ripieno.predictions import Predictions
+from ripieno.runs import RunFolder
 
 SCHEMA_VERSION = 1
 
@@ -129,11 +130,13 @@ def read(folder: Path) -> Compared:
             rows answered different questions, or a file of features holds something else.
         EnvironmentFault: a file cannot be read.
     """
-    index = read_index(folder)
+    index, kept = read_index(folder), RunFolder(folder)
+    features = sorted(folder.glob("features/**/*.parquet"))
+    for file in (folder / "rows.json", *sorted(folder.glob("predictions/**/*.parquet")), *features):
+        kept.holds(file)  # a released folder may come without sums; a file that has one has to be what it is of
     asked: dict[tuple[str, int | None], Predictions] = {}
     answers = {row.slug: _answers(folder, index, row, asked) for row in index.answered}
-    features = map(read_features, sorted((folder / "features").rglob("*.parquet")))
-    return Compared(index, answers, {of.name: of for of in features})
+    return Compared(index, answers, {of.name: of for of in map(read_features, features)})
 
 
 def read_index(folder: Path) -> Index:
@@ -146,11 +149,16 @@ def read_index(folder: Path) -> Index:
     try:
         index = Index.model_validate_json(path.read_bytes())
     except FileNotFoundError:
-        raise UserError(f"{path}: not there; `ripieno compare CONFIG.yaml` writes it") from None
+        raise UserError(f"{folder}: no comparison (no rows.json); `ripieno compare CONFIG.yaml` makes one") from None
     except OSError as error:
         raise EnvironmentFault(f"{path}: cannot be read ({error.strerror or error})") from error
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
+        if first["loc"] == ("schema",):
+            raise UserError(
+                f"{path}: written by a newer version of ripieno (schema {first['input']}; this one reads 1): "
+                "upgrade ripieno"
+            ) from None
         where = ".".join(str(part) for part in first["loc"])
         raise UserError(f"{path}: {where + ': ' if where else ''}{first['msg']}") from None
     for what, values in (("name", [r.name for r in index.rows]), ("slug", [r.slug for r in index.rows])):

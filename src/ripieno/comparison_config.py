@@ -85,7 +85,7 @@ class Comparison(Experiment):
         trials = {len(row.trials): row.name for row in self.rows}
         if len(trials) > 1:
             listed = ", ".join(f"{name!r} {count}" for count, name in trials.items())
-            raise ValueError(f"rows: every row is chosen among as many trials; now {listed}")
+            raise ValueError(f"rows: every row must be chosen among equally many trials; their numbers are {listed}")
         for name, changes in self.trainings.items():
             for key in changes:
                 section, _, inside = key.partition(".")
@@ -135,6 +135,11 @@ def load(path: Path, settings: Sequence[str] = ()) -> Comparison:
     if "rows" not in content:
         raise UserError(f"{path}: has no rows, so there is nothing to compare; see configs/compare-demo.yaml")
     try:
-        return Comparison.model_validate(content)
+        comparison = Comparison.model_validate(content)
+        for training in comparison.trainings:  # a slip in one of them is said before another is trained
+            comparison.experiment(training, comparison.training.members)
     except ValidationError as error:
         raise UserError(f"{path}: {explain(error, Comparison)}") from None
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from None
+    return comparison

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import difflib
 import hashlib
 import json
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, TypeVar, get_args
 
@@ -15,13 +14,29 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from ripieno.errors import UserError
+from ripieno.userfiles import nearest, quoted, read_text, require_file, short
 
 TooLong = Literal["error", "shorten_context", "drop"]
 TemplateName = Literal["paper", "letters", "text", "text-listed"]
 LETTERS = ("paper", "letters")  # templates whose answer is a letter; of the others it is the choice's text
 _FILE = re.compile(r"\.(jsonl|csv|parquet|gguf)(\[[^]]*\])?$")  # with a range or not
-_BRANCHES = ("int", "float", "constrained-int")
-PositiveInt = Annotated[int, Field(gt=0)]
+# What changes no result: a run goes on whatever it says.
+WITHOUT_RESULT: dict[str, Any] = {"name": True, "compute": True, "training": {"save_every"}}
+DEEPEST, LONGEST, MOST_VALUES = 50, 2**16, 50_000  # of a config: levels of nesting, characters, values
+TOO_DEEP = f"it is nested over {DEEPEST} levels deep"
+_BRANCHES = ("int", "float", "constrained-int", "constrained-float")
+# pydantic's names of errors -> what should stand there, where its own words are a programmer's.
+_EXPECTED = {
+    **dict.fromkeys(("model_type", "model_attributes_type", "dict_type"), "a section, with keys of its own"),
+    "tuple_type": "a list, such as [a, b]",
+    **dict.fromkeys(("int_type", "int_parsing", "int_from_float"), "a whole number"),
+    **dict.fromkeys(("float_type", "float_parsing"), "a number"),
+    **dict.fromkeys(("bool_type", "bool_parsing"), "true or false"),
+    "string_type": "a text",
+    "too_short": "a list of 1 or more",
+    "string_pattern_mismatch": "letters, digits, dots, dashes and underscores, a letter or digit first",  # `name`
+}
+PositiveInt = Annotated[int, Field(gt=0, le=2**53)]  # what a float holds exactly
 Names = Annotated[tuple[str, ...], Field(min_length=1)]
 Entry = TypeVar("Entry")
 
@@ -175,6 +190,8 @@ class Training(Section):
     """Times the bound 1 / sqrt(in) of the draws of A: members start further apart."""
     repulsion: Repulsion | None = None
     """What drives members apart; their training then depends on one another, through this alone."""
+    save_every: PositiveInt | None = None
+    """Steps after which a member's state is saved within an epoch too, for long epochs; moves no result."""
     patience: PositiveInt | None = None
     """Stop a member after so many epochs without a lower validation NLL."""
     max_tokens: PositiveInt | None = None
@@ -258,7 +275,7 @@ class Config(Experiment):
 
     def hash(self) -> str:
         """Return 16 hex digits that name what is computed: all but the name and what never changes results."""
-        content = _flatten(self.model_dump(mode="json", exclude={"name", "compute"}))
+        content = _flatten(self.model_dump(mode="json", exclude=WITHOUT_RESULT))
         content = {key: _without_folder(value) for key, value in content.items()}
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
 
@@ -288,18 +305,80 @@ def read(path: Path, settings: Sequence[str] = ()) -> dict[str, Any]:
         UserError: the file is missing or holds no such mapping.
     """
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise UserError(f"{path}: no such config file") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: cannot be read ({error})") from None
+        content = parse_yaml(read_text(path))
+    except (FileNotFoundError, IsADirectoryError):
+        require_file(path)
+        raise
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror or error})") from None
+    except yaml.MarkedYAMLError as error:
+        line = "" if error.problem_mark is None else f", line {error.problem_mark.line + 1}"
+        raise UserError(f"{path}{line}: not YAML ({short(error.problem or error.context)}); mend it") from None
     except yaml.YAMLError as error:
-        raise UserError(f"{path}: not YAML: {' '.join(str(error).split())}") from None
+        raise UserError(f"{path}: not YAML ({short(error)}); mend it") from None
     if not isinstance(content, dict):
         raise UserError(f"{path}: a config is a YAML mapping of keys; see configs/demo.yaml")
     for setting in settings:
         _apply(content, setting, "--set")
     return content
+
+
+class _Loader(yaml.SafeLoader):
+    """The safe kind, in which no key stands twice: the first one would be lost without a word.
+
+    It gives up on brackets in brackets before it looks for where all of them end.
+    """
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        met: set[str] = set()
+        for key, _ in node.value:
+            if key.value in met:
+                raise yaml.constructor.ConstructorError(None, None, f"the key {key.value} stands twice", key.start_mark)
+            met.add(key.value)
+        return super().construct_mapping(node, deep)
+
+    def fetch_flow_collection_start(self, TokenClass: Any) -> None:  # noqa: N803 (PyYAML's name)
+        if self.flow_level >= DEEPEST:
+            raise yaml.YAMLError(TOO_DEEP)
+        super().fetch_flow_collection_start(TokenClass)
+
+
+def parse_yaml(text: str) -> Any:
+    """Return the value of a YAML text: the safe kind, in which nothing runs.
+
+    Raises:
+        yaml.YAMLError: it is none, or stands for more than a person writes: a few lines of aliases can fill any memory.
+    """
+    if len(text) > LONGEST:
+        raise yaml.YAMLError(f"it is {len(text):,} characters long; a config has {LONGEST:,} at most")
+    loader = _Loader(text)
+    try:
+        node = loader.get_single_node()
+        if node is None:
+            return None
+        _count_values(node)
+        return loader.construct_document(node)
+    except RecursionError:
+        raise yaml.YAMLError(TOO_DEEP) from None
+    except (ValueError, OverflowError, KeyError, AttributeError, IndexError, TypeError) as error:
+        # What PyYAML makes of `2001-99-99`, `!!bool x`, `!!timestamp x`, a number of 5000 digits ...
+        raise yaml.YAMLError(f"a value is not of its kind ({short(repr(error))})") from None
+    finally:
+        loader.dispose()
+
+
+def _count_values(node: yaml.Node, depth: int = 1) -> int:
+    """Return how many values a YAML node stands for, each alias written out."""
+    if depth > DEEPEST:
+        raise yaml.YAMLError(TOO_DEEP)
+    inside = node.value if isinstance(node, yaml.CollectionNode) else []
+    total = 1
+    for part in inside:
+        for one in part if isinstance(part, tuple) else (part,):
+            total += _count_values(one, depth + 1)
+            if total > MOST_VALUES:
+                raise yaml.YAMLError(f"it stands for over {MOST_VALUES:,} values, its aliases written out")
+    return total
 
 
 def settings(texts: Sequence[str], option: str) -> dict[str, Any]:
@@ -320,9 +399,11 @@ def parse(content: dict[str, Any], source: str = "config") -> Config:
 
 def differences(old: Config, new: Config) -> list[str]:
     """Return the keys that would change results and differ, side by side, one `key: old | new` each."""
-    a, b = (_flatten(c.model_dump(mode="json", exclude={"name", "compute"})) for c in (old, new))
-    keys = [key for key in a if _without_folder(a[key]) != _without_folder(b.get(key))]
-    return [f"{key}: {a[key]} | {b.get(key)}" for key in keys + [key for key in b if key not in a]]
+    a, b = (_flatten(c.model_dump(mode="json", exclude=WITHOUT_RESULT)) for c in (old, new))
+    # A section that one of the two leaves out is None there, and its keys in the other.
+    every = (*a, *(key for key in b if key not in a))
+    keys = [key for key in every if _without_folder(a.get(key)) != _without_folder(b.get(key))]
+    return [f"{key}: {a.get(key)} | {b.get(key)}" for key in keys]
 
 
 def _without_folder(value: Any) -> Any:
@@ -352,9 +433,9 @@ def _apply(content: dict[str, Any], setting: str, option: str) -> None:
         if not isinstance(content, dict):
             raise UserError(f"{option} {setting}: {section} is a value, not a section")
     try:
-        content[last] = yaml.safe_load(value)
+        content[last] = parse_yaml(value)
     except yaml.YAMLError:
-        raise UserError(f"{option} {setting}: {value!r} is not a YAML value") from None
+        raise UserError(f"{option} {short(setting)}: {quoted(value)} is not a YAML value") from None
 
 
 def _section(annotation: Any) -> Any:
@@ -373,18 +454,28 @@ def explain(error: ValidationError, kind: type[Section]) -> str:
             if not isinstance(part, int):  # a place in a list of sections
                 section = _section(section.model_fields[part].annotation)
         known = list(section.model_fields)
-        near = difflib.get_close_matches(str(first["loc"][-1]), known, n=1)
-        return f"unknown key {where}; " + (f"did you mean {near[0]}?" if near else f"known: {', '.join(known)}")
+        near = nearest(str(first["loc"][-1]), known)
+        return f"unknown key {where}; " + (f"did you mean {near}?" if near else f"known: {', '.join(known)}")
     if first["type"] == "missing":
         return f"{where} is missing"
     # Every branch of a union says why the value is none of its own: together they are what may be given.
-    said = dict.fromkeys(e["msg"].removeprefix("Value error, ") for e in errors if _key(e["loc"]) == where)
-    message, *others = said
-    message = ", or ".join([message, *(other.removeprefix("Input should be ") for other in others)])
-    return f"{where}: {message} (got {first['input']!r})" if where else message
+    expected = dict.fromkeys(words for e in errors if _key(e["loc"]) == where and (words := _expected(e)))
+    if expected:
+        given = "null" if first["input"] is None else quoted(first["input"])
+        return f"{where}: {given} should be {', or '.join(expected)}"
+    message = first["msg"].removeprefix("Value error, ")
+    return f"{where}: {message}" if where else message
+
+
+def _expected(error: Mapping[str, Any]) -> str:
+    """Return what pydantic expected in the place of a value; "" where its message is one of ours."""
+    if error["type"] == "greater_than":
+        return f"a number above {error['ctx']['gt']:g}"
+    given, begins, rest = error["msg"].partition("Input should be ")
+    return _EXPECTED.get(error["type"]) or (rest if begins and not given else "")
 
 
 def _key(place: tuple[int | str, ...]) -> str:
     """Return the dotted key of a place in a config."""
     # pydantic names the tried branch of a union ("literal['auto']", "constrained-int") after the key itself
-    return ".".join(str(part) for part in place if "[" not in str(part) and part not in _BRANCHES)
+    return short(".".join(str(part) for part in place if "[" not in str(part) and part not in _BRANCHES))

@@ -6,6 +6,7 @@ import csv
 import io
 import json
 import math
+import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -18,6 +19,7 @@ from numpy.typing import NDArray
 
 from ripieno.data.question import SUFFIXES, Question
 from ripieno.errors import EnvironmentFault, UserError
+from ripieno.escaping import csv_cell
 from ripieno.features import Features, read_features
 from ripieno.measures import certificate as certificates
 from ripieno.measures.certificate import Certificate, Rule
@@ -26,6 +28,7 @@ from ripieno.measures.shift import FEWEST, Shift, compare
 from ripieno.measures.uncertainty import decompose, pool
 from ripieno.predictions import Predictions
 from ripieno.runs import RunFolder, sha256_of, write_atomically
+from ripieno.untrusted import check_inside
 
 UNLIKE = "nothing is promised, as these questions are not like the certified ones"
 UNCALIBRATED = Rule("confidence", 1.0)  # of an ensemble that nothing is certified of
@@ -176,16 +179,22 @@ def recorded(run: RunFolder) -> Mapping[str, Any] | None:
         UserError: another version of this program wrote it.
         EnvironmentFault: the file was written, and is missing or damaged.
     """
-    written = {line["path"] for line in run.lines("checksums.jsonl")}
-    if run.certificate.relative_to(run.path).as_posix() not in written:
+    written = run.certificate.relative_to(run.path).as_posix() in run.recorded()
+    if not written and not run.certificate.exists():
         return None
-    if not run.whole(run.certificate):
+    # One that is not on record was cut off from it, by a kill or by damage: its questions are used up all the same.
+    try:
+        if written and not run.whole(run.certificate):
+            raise ValueError
+        found: dict[str, Any] = json.loads(run.certificate.read_bytes())
+    except ValueError:
         raise EnvironmentFault(
             f"{run.certificate}: missing or damaged, and its questions are used up; take it from a copy of the run"
-        )
-    found: dict[str, Any] = json.loads(run.certificate.read_bytes())
+        ) from None
     if found["certificate"]["schema"] != certificates.SCHEMA:
         raise UserError(f"{run.certificate}: was written by another version of ripieno, and only that one can read it")
+    for name in (*found["adapters"], *found["features"]):
+        check_inside(name, run.certificate)
     return found
 
 
@@ -243,7 +252,9 @@ def load(run: RunFolder) -> Certified | None:
 
 
 def write(path: Path, decided: Sequence[Decision]) -> None:
-    """Write decisions as jsonl, csv (lists as JSON in a cell) or parquet, by the file's ending; whole or not at all.
+    """Write decisions as jsonl, csv or parquet, by the file's ending; whole or not at all.
+
+    In csv lists are JSON in a cell, and no text starts a spreadsheet's formula.
 
     Raises:
         EnvironmentFault: the file cannot be written.
@@ -256,7 +267,7 @@ def write(path: Path, decided: Sequence[Decision]) -> None:
         writer = csv.DictWriter(text, SCHEMA.names)
         writer.writeheader()
         for row in rows:
-            writer.writerow({k: json.dumps(v) if isinstance(v, tuple) else v for k, v in row.items()})
+            writer.writerow({k: json.dumps(v) if isinstance(v, tuple) else csv_cell(v) for k, v in row.items()})
         data = text.getvalue().encode()
     else:
         buffer = io.BytesIO()
@@ -265,7 +276,7 @@ def write(path: Path, decided: Sequence[Decision]) -> None:
     try:
         write_atomically(path, data)
     except OSError as error:
-        raise EnvironmentFault(f"{path}: cannot be written ({error.strerror or error})") from error
+        raise _unwritten(path, error) from error
 
 
 def check_output(path: Path, source: Path) -> None:
@@ -273,6 +284,7 @@ def check_output(path: Path, source: Path) -> None:
 
     Raises:
         UserError: no kind of file is known by its ending, its folder is not there, or it is the questions' own file.
+        EnvironmentFault: no file can be written there.
     """
     if path.suffix not in SUFFIXES:
         raise UserError(f"--output {path}: decisions are written as {', '.join(SUFFIXES)}; choose one of these endings")
@@ -280,3 +292,12 @@ def check_output(path: Path, source: Path) -> None:
         raise UserError(f"--output {path}: there is no folder {path.parent}; make it, or choose another")
     if path.resolve() == source.resolve():
         raise UserError(f"--output {path}: is the file of the questions; choose another name")
+    try:
+        with tempfile.TemporaryFile(dir=path.parent):
+            pass
+    except OSError as error:
+        raise _unwritten(path, error) from error
+
+
+def _unwritten(path: Path, error: OSError) -> EnvironmentFault:
+    return EnvironmentFault(f"{path}: cannot be written ({error.strerror or error}); choose another folder by --output")

@@ -12,7 +12,7 @@ import torch
 
 from ripieno import decisions
 from ripieno.config import Adapter, Base, Compute, Config, Data, Evaluation, Prompt
-from ripieno.data.question import Question, content_key, questions_to_parquet, read_questions
+from ripieno.data.question import Question
 from ripieno.data.splits import DatasetName
 from ripieno.data.splits import load as load_dataset
 from ripieno.decisions import Certified, Decision
@@ -27,7 +27,7 @@ from ripieno.model.scoring import Engine
 from ripieno.model.trees import Encoder
 from ripieno.predictions import Predictions
 from ripieno.progress import Progress
-from ripieno.runs import RunFolder, adapter_epochs
+from ripieno.runs import RunFolder, members_at
 
 # Tokens of a pass from which on more of them make no token cheaper.
 FULL_CPU_TOKENS, FULL_GPU_TOKENS = 128, 2048
@@ -92,11 +92,7 @@ class Ensemble:
     def _of_run(cls, run: RunFolder, epoch: int | None) -> Self:
         config = run.config()
         epoch = config.training.epochs if epoch is None else epoch
-        if not 0 <= epoch <= config.training.epochs:
-            raise UserError(f"{run.path}: has epochs 0 (the base) to {config.training.epochs}, not {epoch}")
-        epochs = adapter_epochs(run, range(config.training.members), epoch) if epoch else {}
-        if epoch and not epochs:
-            raise UserError(f"{run.path}: no member is left at epoch {epoch}; their training failed")
+        epochs = members_at(run, epoch)
         backbone = load_base(run, config.base, Compute())
         pool = few_shot_pool(config.prompt, config.data)
         ensemble = cls.assemble(backbone, config.adapter, list(epochs), config.prompt, config.evaluation, pool=pool)
@@ -283,21 +279,3 @@ def few_shot_pool(prompt: Prompt, data: Data | None = None, data_dir: Path | Non
 def evaluated_sets(config: Config) -> list[DatasetName]:
     """Return the names of the test and out-of-domain sets, each once."""
     return [DatasetName.parse(text) for text in dict.fromkeys((*config.data.test, *config.data.out_of_domain))]
-
-
-def questions_of(run: RunFolder, config: Config, name: DatasetName, data_dir: Path | None) -> list[Question]:
-    """Return a set's questions: the run's own copy, or newly read, without those that training has read."""
-    file = run.questions(name.folder, name.file)
-    if run.whole(file):
-        return read_questions(file)
-    loaded = load_dataset(name, data_dir=data_dir, seed=config.data.seed, labels=config.data.labels)
-    trained: set[str] = set()
-    for train_name in map(DatasetName.parse, (*config.data.train, *config.training.driven_on)):
-        trained_on = run.questions(train_name.folder, train_name.file)
-        if run.whole(trained_on):
-            trained |= {content_key(question) for question in read_questions(trained_on)}
-    questions = [question for question in loaded.questions if content_key(question) not in trained]
-    if not questions:
-        raise UserError(f"{name.written}: the members trained on every question of it")
-    run.write(file, questions_to_parquet(questions))
-    return questions

@@ -17,11 +17,12 @@ import safetensors.torch
 from ripieno import config as configs
 from ripieno import methods, provenance
 from ripieno.config import Config, Evaluation
+from ripieno.data.kept import keep_questions, questions_of
 from ripieno.data.matching import Matched, match_questions
 from ripieno.data.prompts import TEMPLATES
 from ripieno.data.question import Question
 from ripieno.data.splits import DatasetName
-from ripieno.ensemble import Ensemble, assemble, load_base, questions_of
+from ripieno.ensemble import Ensemble, assemble, load_base
 from ripieno.errors import UserError
 from ripieno.methods import Fitted, Method
 from ripieno.methods.trained import Trained
@@ -161,6 +162,7 @@ def evaluate(
                 if evaluation.model_dump(include=EXTRAS) == stored:
                     answers = sampling.draws if sampling else max(len(job.members), 1)
                     progress.advance(answers * len(matched.questions))
+                    keep_questions(run, job.name, sets[job.name])
                     continue
             of_job = replace(ensemble(), evaluation=evaluation)
             trained = None
@@ -175,6 +177,7 @@ def evaluate(
                 left_out = {"fewer_choices": matched.fewer_choices, "no_answer": matched.no_answer}
                 about |= {"choices": job.choices, "choices_left_out": left_out}
             p = replace(p, metadata={**provenance.metadata(run, config), **about, **p.metadata})
+            keep_questions(run, job.name, sets[job.name])
             run.write(job.file, to_parquet(p))
             if job.members and not job.sampling:
                 answered = job, matched.questions
@@ -304,13 +307,15 @@ def fit(sampling: Sampling, trained: Trained) -> Fitted:
     file = run.fitted(sampling.label, sampling.member, trained.epoch)
     if run.whole(file):
         with safetensors.safe_open(file, framework="pt") as kept:
-            if kept.metadata()["how"] == how:
-                trained.read = int(kept.metadata()["read"])
+            facts = json.loads(kept.metadata()["fitted"])
+            if facts["how"] == how:
+                trained.read = facts["read"]
                 return {name: kept.get_tensor(name) for name in kept.keys()}  # noqa: SIM118 (it is no dict)
     trained.read = 0
     found = sampling.way.fit(trained)
     if found:
-        header = {"how": how, "read": str(trained.read)}
+        # One entry, as in `checkpoints.save`.
+        header = {"fitted": json.dumps({"how": how, "read": trained.read})}
         tensors = {name: tensor.cpu().contiguous() for name, tensor in found.items()}
         run.write(file, safetensors.torch.save(tensors, header))
     return found
@@ -340,6 +345,7 @@ def _answer(
     line = {"what": "evaluate", "dataset": job.name.written, "epoch": job.epoch}
     line |= {} if job.choices is None else {"choices": job.choices}
     run.append("timing.jsonl", line | timer.line(len(answered) * len(p.members)))
+    run.seal("timing.jsonl")
     labels = run.config().data.labels
     alike = labels is not None and all(question.choices == labels for question in questions)
     return replace(

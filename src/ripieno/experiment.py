@@ -4,19 +4,22 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import asdict, replace
 from importlib import resources
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from ripieno import config as configs
-from ripieno import measures
+from ripieno import forking, measures
 from ripieno.config import Config
 from ripieno.data import splits
+from ripieno.data.kept import keep_questions
 from ripieno.data.matching import match_questions
-from ripieno.data.question import Question, Text, content_key, questions_to_parquet
+from ripieno.data.question import Question, Text
 from ripieno.data.splits import DatasetName, Roles
 from ripieno.ensemble import Ensemble, assemble, decide, device_of
 from ripieno.errors import UserError
@@ -31,7 +34,7 @@ from ripieno.predictions import concatenate
 from ripieno.progress import Progress
 from ripieno.prompt_features import TRAINING_FEATURES
 from ripieno.report.run import report
-from ripieno.runs import BASE, METHOD, RunFolder, adapter_epochs
+from ripieno.runs import BASE, IMPORTED, METHOD, TRAINED, RunFolder, adapter_epochs
 from ripieno.training import diversity
 from ripieno.training.loop import Examples, Trainer
 
@@ -43,6 +46,7 @@ def train(
     path: Path | str | None = None,
     *,
     members: Sequence[int] | None = None,
+    fork: Path | str | None = None,
     data_dir: Path | None = None,
     progress: Progress | None = None,
 ) -> RunFolder:
@@ -52,6 +56,7 @@ def train(
         config: an experiment, or the YAML file of one.
         path: the run folder; runs/NAME by default.
         members: which of the ensemble's to train now; all by default.
+        fork: a folder in which a new run goes on from what the members have done so far in `path`; see `forking.fork`.
         data_dir: a folder with originally released data files.
         progress: advanced by `training.diversity.units` a member and step.
 
@@ -60,7 +65,8 @@ def train(
         EnvironmentFault: the run is locked, or a file is damaged.
     """
     config = config if isinstance(config, Config) else configs.load(config)
-    run = RunFolder(Path(path or f"runs/{config.name}"))
+    source = RunFolder(Path(path or f"runs/{config.name}"))
+    run = RunFolder(Path(fork)) if fork else source
     chosen = list(range(config.training.members)) if members is None else sorted(set(members))
     if not chosen or chosen[0] < 0 or chosen[-1] >= config.training.members:
         raise UserError(f"--members: the ensemble has members 0 to {config.training.members - 1}")
@@ -85,7 +91,12 @@ def train(
         config = resolve(config.model_copy(update={"compute": given}), backbone, examples.step_tokens())
         assert isinstance(config.compute.members_per_pass, int)
         ensemble = replace(ensemble, members_per_pass=config.compute.members_per_pass)
-        start_run(run, config, backbone, roles, too_long)
+        read = {"trained_on_sha256": _sha256(rows), "validated_on_sha256": _sha256(validation.questions)}
+        if not fork and forking.was_cut_short(run):
+            raise UserError(f"{run.path}: a fork that was cut short; start it again with --fork")
+        identity = {"base_sha256": backbone.identity["sha256"], **read}
+        with forking.fork(source, run, config, identity) if fork else nullcontext():
+            start_run(run, config, backbone, roles, ensemble.encoder.pool, too_long, read)
 
         def validate(positions: Sequence[int]) -> list[tuple[float, float]]:
             p = ensemble.answer(validation, positions, progress)
@@ -132,10 +143,17 @@ def start_run(
     config: Config,
     backbone: Backbone,
     roles: Roles,
+    pool: Sequence[Question],
     too_long: Mapping[str, Sequence[str]],
-    imported: bool = False,
+    read: Mapping[str, str] | None,
 ) -> None:
     """Write a new run's config, manifest and questions, or check that a present one is the same.
+
+    Args:
+        run, config, backbone, roles: of the run.
+        pool: the few-shot examples' split.
+        too_long: ids of the questions that are, by role.
+        read: sha256 of what the members train and are validated on; None where they were trained elsewhere.
 
     Raises:
         UserError: the folder holds another run.
@@ -147,14 +165,20 @@ def start_run(
         "equal_choices": {n: s.equal_choices for sets in roles.sets.values() for n, s in sets.items()},
         "dropped": {"overlap": [asdict(drop) for drop in roles.drops], "too_long": too_long},
         "shared_calibration": roles.shared_calibration,
-        "imported": imported,
+        **(read or {}),
     }
-    run.start(config, {"base_sha256": backbone.identity["sha256"], "questions_sha256": _digest(roles)}, facts)
+    identity = {
+        "base_sha256": backbone.identity["sha256"],
+        "questions_sha256": _sha256(
+            [[r, n, *s.rows] for r, sets in roles.sets.items() for n, s in sets.items()] + [*pool]
+        ),
+        "members": IMPORTED if read is None else TRAINED,
+    }
+    run.start(config, identity, facts)
     for sets in roles.sets.values():
         for loaded in sets.values():
-            file = run.questions(loaded.name.folder, loaded.name.file)
-            if loaded.questions and not run.whole(file):
-                run.write(file, questions_to_parquet(loaded.questions))
+            if loaded.questions:
+                keep_questions(run, loaded.name, loaded.questions)
 
 
 def _training_rows(
@@ -162,15 +186,21 @@ def _training_rows(
 ) -> tuple[list[Question | Text], Asked, dict[str, list[str]]]:
     """Return what is trained on, the encoded validation questions, and the ids of those too long, by role."""
     training, rows = config.training, roles.train
+    if not rows:
+        raise UserError("data.train: names no questions; name a set or a file")
     if training.loss != "next_token":
         texts = [row.id for row in rows if isinstance(row, Text)]
         if texts:
             raise UserError(
                 f"data.train: holds running text ({texts[0]!r}), which trains under training.loss next_token"
             )
-    unknown = [row.id for row in rows if isinstance(row, Question) and row.answer is None]
+    sets = roles.sets["train"].items()
+    unknown = [(row.id, name) for name, loaded in sets for row in loaded.questions if row.answer is None]
     if unknown:
-        raise UserError(f"data.train: {len(unknown)} questions have no answer, the first is {unknown[0]!r}")
+        raise UserError(
+            f"data.train: {len(unknown)} questions have no answer, the first is {unknown[0][0]!r} of {unknown[0][1]}; "
+            "give them one, or take them out"
+        )
     questions = [row for row in rows if isinstance(row, Question)]
     left_out: set[str] = set()
     # What is too long in one member's template is left out for all: a member's rows do not depend on who else trains.
@@ -209,14 +239,10 @@ def _unlabelled(ensemble: Ensemble, config: Config, roles: Roles) -> tuple[list[
     return trees, [question.id for question in dropped]
 
 
-def _digest(roles: Roles) -> str:
-    """Return the sha256 of every role's rows: what must be the same for a run to go on."""
-    content = [
-        [role, name, [[row.id, content_key(row), getattr(row, "answer", None)] for row in loaded.rows]]
-        for role, sets in roles.sets.items()
-        for name, loaded in sets.items()
-    ]
-    return hashlib.sha256(json.dumps(content).encode()).hexdigest()
+def _sha256(rows: Iterable[Any]) -> str:
+    """Return the sha256 of rows, of all that they hold: what must be the same for a run to go on."""
+    content = json.dumps(list(rows), default=asdict)
+    return hashlib.sha256(content.encode()).hexdigest()
 
 
 # ---- calibrate ------------------------------------------------------------------------------------------------------

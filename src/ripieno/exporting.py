@@ -14,16 +14,18 @@ import torch
 from torch import Tensor
 
 from ripieno.config import Compute, Config
+from ripieno.data.kept import questions_of
 from ripieno.data.splits import DatasetName
-from ripieno.ensemble import assemble, load_base, questions_of
+from ripieno.ensemble import assemble, load_base
 from ripieno.errors import EnvironmentFault, UserError
+from ripieno.escaping import markdown_text
 from ripieno.measures.accuracy import correct, nll
 from ripieno.measures.bootstrap import paired_interval
 from ripieno.measures.table import Analysis, Row
 from ripieno.predictions import concatenate
 from ripieno.progress import Progress
 from ripieno.report.run import read_analysis
-from ripieno.runs import METHOD, RunFolder, adapter_epochs, require_adapter
+from ripieno.runs import METHOD, RunFolder, members_at
 
 SHOWN = ("accuracy", "nll", "ece")  # on a card
 Tensors = dict[str, Tensor]
@@ -105,15 +107,11 @@ def export(
         EnvironmentFault: an adapter is missing or damaged, or the folder cannot be written.
     """
     config = run.config()
-    epochs = adapter_epochs(run, range(config.training.members), config.training.epochs)
-    if not epochs:
-        raise UserError(f"{run.path}: no member is left at epoch {config.training.epochs}; their training failed")
+    epochs = members_at(run, config.training.epochs)
     if rank is not None and not 1 <= rank <= len(epochs) * config.adapter.rank:
         raise UserError(f"--rank {rank}: the mean member has rank {len(epochs) * config.adapter.rank} at most")
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
         raise UserError(f"--output {output}: is there already; choose a new folder")
-    for member, at in epochs.items():
-        require_adapter(run, member, at)
     peft = json.loads(run.adapter_files(*next(iter(epochs.items())))[0].read_bytes())
     tensors = [safetensors.torch.load_file(run.adapter_files(m, at)[1]) for m, at in epochs.items()]
     analysis = read_analysis(run) if run.whole(run.report / "metrics.json") else None
@@ -222,7 +220,9 @@ def _write(output: Path, made: Mapping[str, tuple[Mapping[str, Any], Tensors, st
                 (temporary / folder / "README.md").write_text(card, encoding="utf-8")
             temporary.replace(output)  # an empty folder may be there
     except OSError as error:
-        raise EnvironmentFault(f"{output}: cannot be written ({error.strerror or error})") from error
+        raise EnvironmentFault(
+            f"{output}: cannot be written ({error.strerror or error}); choose another with --output"
+        ) from error
 
 
 def _rows(analysis: Analysis | None, config: Config, who: int) -> list[Row]:
@@ -245,7 +245,7 @@ def _card(
     peft: Mapping[str, Any],
     lost: Lost | None = None,
 ) -> str:
-    data, prompt = config.data, config.prompt
+    data, prompt, base = config.data, config.prompt, markdown_text(config.base.model)
     scoring = f"template `{prompt.template}`, scores normalised by `{prompt.normalisation}`"
     lines = [
         "---",
@@ -256,12 +256,12 @@ def _card(
         "",
         f"# {config.name}: {about}",
         "",
-        f"LoRA adapter (rank {peft['r']}) of `{config.base.model}` from the run `{run.path.name}` "
+        f"LoRA adapter (rank {peft['r']}) of `{base}` from the run `{markdown_text(run.path.name)}` "
         f"(config {config.hash()}), made by ripieno.",
         "",
         "## Data",
         "",
-        f"Trained on {', '.join(f'`{name}`' for name in data.train)}, with seed {config.training.seed}. "
+        f"Trained on {', '.join(f'`{markdown_text(name)}`' for name in data.train)}, with seed {config.training.seed}. "
         f"Questions are put by {scoring}; asked otherwise, nothing below holds.",
         "",
         "## Measured",
@@ -281,7 +281,7 @@ def _card(
             name = f"{row.dataset}/{row.split}" if row.split else row.dataset
             value = "-" if row.value is None else f"{row.value:.3f}"
             ends = "-" if row.low is None or row.high is None else f"{row.low:.3f} to {row.high:.3f}"
-            lines.append(f"| {name} | {row.measure} | {value} | {ends} | {row.n} |")
+            lines.append(f"| {markdown_text(name)} | {markdown_text(row.measure)} | {value} | {ends} | {row.n} |")
     else:
         lines.append("Nothing: these very weights were not evaluated. `ripieno evaluate` and `report` measure members.")
     lines += [

@@ -18,7 +18,8 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from ripieno.errors import EnvironmentFault, UserError
+from ripieno.errors import UserError
+from ripieno.untrusted import arrow, parquet, read_header
 
 SCHEMA_VERSION = 1
 
@@ -81,16 +82,14 @@ def read_features(path: Path) -> Features:
         UserError: it holds something else than one data set's features, or a newer version of them.
         EnvironmentFault: the file cannot be read as parquet.
     """
-    try:
-        table = pq.read_table(path)
-    except (pa.ArrowInvalid, OSError) as error:
-        raise EnvironmentFault(f"{path}: not a readable parquet file ({error})") from error
-    absent = [name for name in COLUMNS if name not in table.column_names]
-    if absent:
-        raise UserError(f"{path}: column {absent[0]!r} is missing; features have {', '.join(COLUMNS)}")
-    header = json.loads((table.schema.metadata or {}).get(b"ripieno", b"{}"))
-    if header.get("schema", SCHEMA_VERSION) > SCHEMA_VERSION:
-        raise UserError(f"{path}: written by a newer ripieno (schema {header['schema']}); upgrade ripieno to read it")
+    with parquet(path) as file:
+        table = file.read()
+    counts = {name: table.column_names.count(name) for name in COLUMNS}
+    for name, count in counts.items():
+        if count != 1:
+            what = "stands twice" if count else "is missing"
+            raise UserError(f"{path}: column {name!r} {what}; features have {', '.join(COLUMNS)}")
+    header = read_header(path, table.schema, SCHEMA_VERSION)
     holed = next((name for name in COLUMNS if table[name].null_count), None)
     if holed:
         raise UserError(f"{path}: column {holed!r} has empty cells; `ripieno evaluate` makes the file again")
@@ -102,13 +101,11 @@ def read_features(path: Path) -> Features:
         raise UserError(f"{path}: column 'hidden' holds {kind}, not lists of numbers")
     if len(pc.unique(pc.list_value_length(table["hidden"]))) > 1:
         raise UserError(f"{path}: column 'hidden' has lists of different lengths; a state has one length")
-    try:
+    with arrow(path, "a table of features", UserError):
         values = table["hidden"].combine_chunks().flatten().cast(pa.float32()).to_numpy(zero_copy_only=False)
         hidden = values.reshape(table.num_rows, -1)
         tokens = table["prompt_tokens"].cast(pa.int64()).to_numpy()
         nll = table["prompt_nll"].cast(pa.float64()).to_numpy()
-    except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
-        raise UserError(f"{path}: not a table of features ({error})") from error
     [(dataset, split)] = sets
     return Features(
         dataset=dataset,

@@ -43,12 +43,13 @@ def import_adapters(
     for folder in folders:
         if (name := read_base_name(folder)) != config.base.model:
             raise UserError(
-                f"{folder}: is an adapter of {name!r}, and the config's base.model is {config.base.model!r}"
+                f"{folder}: is an adapter of {name!r}, and the config's base.model is {config.base.model!r}; name that "
+                "base there, or leave the adapter out"
             )
     # Nothing drove these members apart, and a single one could not be.
     training = config.training.model_copy(update={"members": len(folders), "epochs": 1, "repulsion": None})
     config = config.model_copy(update={"adapter": read_peft_config(folders[0]), "training": training})
-    if (run.path / "config.yaml").exists():
+    if (run.path / "config.yaml").exists() or "config.yaml" in run.recorded():
         raise UserError(f"{run.path}: holds a run already; choose another folder with --run")
     with run.lock(range(len(folders))):
         roles = assign_roles(config, data_dir)
@@ -63,11 +64,12 @@ def import_adapters(
         ensemble = assemble(config, backbone, range(len(folders)), data_dir)
         for position, folder in enumerate(folders):
             ensemble.stack.load_peft(position, folder)  # all of them, before anything is written
-        # The config last: an import that was cut short is no run yet, and can be started again.
+        # Manifest and config last: an import that was cut short is no run yet, and can be started again.
         for position in range(len(folders)):
             content = ensemble.stack.to_peft(position, config.base.model, backbone.identity["revision"])
             config_file, weights_file = run.adapter_files(position, 1)
             run.write(config_file, content[0])
             run.write(weights_file, content[1])
-        start_run(run, config, backbone, roles, {"train": [], "validation": []}, imported=True)
+        dropped: dict[str, list[str]] = {"train": [], "validation": []}
+        start_run(run, config, backbone, roles, ensemble.encoder.pool, dropped, read=None)
     return run

@@ -99,6 +99,16 @@ def hold(folder: Path, names: Sequence[str]) -> Iterator[None]:
                     file.unlink()
 
 
+def holders(folder: Path) -> dict[str, Holder]:
+    """Return who holds which lock; one on another host may have died since."""
+    here, found = Holder.here(), {}
+    for file in sorted(folder.glob("*.json")):
+        holder = looks.holder() if (looks := _look(file)) else None
+        if holder and holder.alive(here) is not False:
+            found[file.stem] = holder
+    return found
+
+
 @contextmanager
 def mutex(folder: Path) -> Iterator[None]:
     """Keep everybody else out for a moment.

@@ -17,8 +17,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from ripieno.errors import EnvironmentFault, UserError
+from ripieno.errors import UserError
 from ripieno.predictions import Predictions
+from ripieno.untrusted import MEND_HEADER, parquet, read_header
 
 SCHEMA_VERSION = 1
 
@@ -178,20 +179,17 @@ class _Columns:
 
 def _columns(path: Path) -> _Columns:
     """Read what the schema names of a file, as numpy arrays."""
-    try:
-        with pq.ParquetFile(path) as file:
-            found = file.schema_arrow.names
-            twice = [name for name in SCHEMA.names if found.count(name) > 1]
-            if twice:
-                raise UserError(f"{path}: two columns are called {twice[0]!r}; rename one")
-            # Another program's own columns (its prompts, its logits) may be far larger than all of ours.
-            table = file.read(columns=[name for name in SCHEMA.names if name in found])
-    except (pa.ArrowException, OSError) as error:
-        raise EnvironmentFault(f"{path}: not a readable parquet file ({error})") from error
+    with parquet(path, SCHEMA.names) as file:
+        found = file.schema_arrow.names
+        twice = [name for name in SCHEMA.names if found.count(name) > 1]
+        if twice:
+            raise UserError(f"{path}: two columns are called {twice[0]!r}; rename one")
+        # Another program's own columns (its prompts, its logits) may be far larger than all of ours.
+        table = file.read(columns=[name for name in SCHEMA.names if name in found])
+    header = _header(path, table.schema)
     absent = [name for name in REQUIRED if name not in found]
     if absent:
         raise UserError(f"{path}: column {absent[0]!r} is missing; predictions need {', '.join(REQUIRED)}")
-    header = _header(path, (table.schema.metadata or {}).get(b"ripieno", b"{}"))
     columns = _Columns(path, header, {}, {}, {})
     defaults = {"dataset": path.stem, "split": "", "epoch": 0, "replicate": 0, "draw": 0}
     for name in SCHEMA.names:
@@ -211,22 +209,13 @@ def _columns(path: Path) -> _Columns:
     return columns
 
 
-def _header(path: Path, written: bytes) -> dict[str, Any]:
+def _header(path: Path, schema: pa.Schema) -> dict[str, Any]:
     """Read what a file says of itself; what is read of it later is checked here, the rest may be anything."""
-    mend = "mend it, or take `ripieno` out of the schema's metadata"
-    try:
-        header = json.loads(written)
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"{path}: its metadata `ripieno` is not JSON ({error}); {mend}") from None
-    if not isinstance(header, dict):
-        raise UserError(f"{path}: its metadata `ripieno` is not a JSON object; {mend}")
-    schema = header.get("schema", SCHEMA_VERSION)
-    if type(schema) is int and schema > SCHEMA_VERSION:  # in which all else may mean something else
-        raise UserError(f"{path}: written by a newer ripieno (schema {schema}); upgrade ripieno to read it")
+    header = read_header(path, schema, SCHEMA_VERSION)
     labels, choices = header.get("labels"), header.get("choices")
     template, too_long = header.get("template", {}), header.get("too_long", [])
     expected = {
-        "schema": ("a whole number", type(schema) is int),
+        "schema": ("a whole number", type(header.get("schema", SCHEMA_VERSION)) is int),
         "method": ("a text", isinstance(header.get("method", ""), str)),
         "labels": ("a list of texts", labels is None or _texts(labels)),
         "choices": ("a whole number, 2 or more", choices is None or (type(choices) is int and choices >= 2)),
@@ -239,7 +228,7 @@ def _header(path: Path, written: bytes) -> dict[str, Any]:
     }
     for name, (what, right) in expected.items():
         if not right:
-            raise UserError(f"{path}: `{name}` of its metadata `ripieno` is not {what}; {mend}")
+            raise UserError(f"{path}: `{name}` of its metadata `ripieno` is not {what}; {MEND_HEADER}")
     return header
 
 
@@ -256,7 +245,7 @@ def _column(path: Path, table: Any, name: str) -> Any:
         return pa.nulls(table.num_rows, wide[kind])
     try:
         return table[name].cast(wide[kind]).combine_chunks()
-    except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
+    except pa.ArrowException as error:
         raise UserError(f"{path}: column {name!r} holds {table[name].type}, not {kind}") from error
 
 
@@ -306,7 +295,7 @@ def _assemble(columns: _Columns, rows: NDArray[np.int64]) -> Predictions:
     counts = np.bincount(code_of_first, minlength=len(met))
     if counts.max() > 1:
         twice = ids[_first(counts[code_of_first] > 1)]
-        raise UserError(f"{path}: question_id {twice!r} stands twice for member {members[0]}")
+        raise UserError(f"{path}: question_id {twice!r} stands twice for member {members[0]}; take one out")
     position = np.full(len(met), -1)
     position[code_of_first] = np.arange(N)
     n_of = position[code]
@@ -322,21 +311,25 @@ def _assemble(columns: _Columns, rows: NDArray[np.int64]) -> Predictions:
     asked = first[n_of]
     other = (target.values[rows] != target.values[asked]) | (target.present[rows] != target.present[asked])
     wrong = alien | uneven | other
-    if wrong.any() and alien[_first(wrong)]:
-        stranger = members[m_of[_first(wrong)]]
-        raise UserError(f"{path}: member {stranger} and member {members[0]} answer different questions")
-    columns.check_rows(
-        rows,
-        wrong,
-        lambda i: (
-            "choice_log_probs differ in length between members"
-            if uneven[i]
-            else f"target differs between members for question_id {ids[n_of[i]]!r}"
-        ),
-    )
+
+    def said(i: int) -> str:
+        """Return what is wrong with a row."""
+        [question] = columns.texts["question_id"].take(pa.array(rows[[i]])).to_pylist()
+        row, one = f"question_id {question!r} of member {members[m_of[i]]}", f"member {members[0]}"
+        if n_of[i] < 0:
+            return f"{row} is not among those of {one}; every member must answer the same questions"
+        if alien[i]:
+            return f"{row} stands there twice; take one out"
+        if uneven[i]:
+            return f"{row} has {log_probs.lengths[rows[i]]} choices, and {sizes[n_of[i]]} of {one}; give all of them"
+        return f"{row} has another target than that of {one}; make them the same"
+
+    columns.check_rows(rows, wrong, said)
     if at.min() < 0:
         m, n = divmod(_first(at < 0), N)
-        raise UserError(f"{path}: member {members[m]} has no row for question_id {ids[n]!r}")
+        raise UserError(
+            f"{path}: member {members[m]} has no row for question_id {ids[n]!r}; members must answer the same questions"
+        )
     place = rows[at]  # the file's row of [m, n]
     K = int(sizes.max())
     values = log_probs.dense(place, K, -np.inf).reshape(M, N, K)
@@ -345,14 +338,22 @@ def _assemble(columns: _Columns, rows: NDArray[np.int64]) -> Predictions:
     # 26 float32 probabilities, each rounded by 6e-8 of a log-probability of at most ~100, stay well within 1e-4.
     if not np.all(np.abs(totals - 1) < 1e-4):
         m, n = np.argwhere(~(np.abs(totals - 1) < 1e-4))[0]
+        none = ~(values[m, n] < 1e-4)  # above 0 by more than rounding, or NaN
+        what = f"exp(choice_log_probs) sums to {totals[m, n]:.4g}, not 1"
+        if none.any():
+            k = _first(none)
+            what = f"choice {k} has the log-probability {values[m, n, k]:g}, which must be a number, 0 at most"
         raise UserError(
-            f"{path}: question_id {ids[n]!r}, member {members[m]}: exp(choice_log_probs) sums to "
-            f"{totals[m, n]:.4g}, not 1; give log-probabilities normalised over the question's choices"
+            f"{path}: row {place[m * N + n] + 1} (question_id {ids[n]!r}, member {members[m]}): {what}; give "
+            "log-probabilities normalised over the question's choices"
         )
     targets = np.where(target.present, target.values, -1)[first]
     if np.any(targets >= sizes):
         n = _first(targets >= sizes)
-        raise UserError(f"{path}: question_id {ids[n]!r}: target {targets[n]} is outside its {sizes[n]} choices")
+        raise UserError(
+            f"{path}: question_id {ids[n]!r}: target {targets[n]} is none of its {sizes[n]} choices; they count from "
+            "0, and null is where it is unknown"
+        )
 
     def per_member(name: str) -> Any:
         """Gather a nullable column of lists, [M, N, K] or as wide as its longest; None where any is null."""

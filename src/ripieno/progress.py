@@ -8,6 +8,8 @@ from typing import Self
 
 from tqdm import tqdm
 
+from ripieno.escaping import terminal_line
+
 TRAINING_COST = 2  # a backward pass through a frozen base costs about one forward pass: no gradients of weights
 
 
@@ -34,7 +36,7 @@ class Progress:
 
     def describe(self, text: str) -> None:
         """Say what is happening now."""
-        self.bar.set_description_str(text, refresh=self.live)
+        self.bar.set_description_str(terminal_line(text), refresh=self.live)
 
     def expect(self, units: int) -> None:
         """Note work to come, where its length was not known from the start."""
@@ -46,7 +48,7 @@ class Progress:
 
     def say(self, text: str) -> None:
         """Print a line that stays, above the bar."""
-        tqdm.write(text, file=sys.stderr)
+        tqdm.write(terminal_line(text), file=sys.stderr)
 
     def __enter__(self) -> Self:
         return self

@@ -12,10 +12,10 @@ import pyarrow.parquet as pq
 
 from ripieno import features, provenance
 from ripieno.config import Config, TooLong
-from ripieno.data.question import Question, content_key, read_questions
+from ripieno.data.kept import kept_questions
+from ripieno.data.question import Question, content_key
 from ripieno.data.splits import DatasetName
 from ripieno.ensemble import Ensemble, evaluated_sets
-from ripieno.errors import EnvironmentFault
 from ripieno.features import Features
 from ripieno.model.features import read_prompts
 from ripieno.progress import Progress
@@ -90,6 +90,7 @@ def _make(
     kept.write(file, features.to_parquet(made))
     line = {"what": "features", "dataset": name.written, "questions": len(ids), "seconds": seconds}
     kept.append("timing.jsonl", line)
+    kept.seal("timing.jsonl")
     return True
 
 
@@ -107,7 +108,7 @@ def of_analysis(run: RunFolder, config: Config, sets: Mapping[DatasetName, Seque
     shortened = training.too_long == "shorten_context" and training.loss != "next_token"
     too_long: TooLong = "shorten_context" if shortened else "drop"
     for name in map(DatasetName.parse, dict.fromkeys(config.data.train)):
-        questions = _trained_on(run, name)
+        questions = kept_questions(run, name)
         if questions:
             yield PromptSet(name, first_by_content(questions), len(questions), training.max_tokens, too_long)
 
@@ -117,16 +118,6 @@ def _inputs(run: RunFolder, config: Config, prompt_set: PromptSet) -> str:
     limits = [prompt_set.max_tokens, prompt_set.too_long]
     how = [config.base.dtype, config.prompt.model_dump(mode="json"), *limits]
     return provenance.inputs(run, how, prompt_set.questions)
-
-
-def _trained_on(run: RunFolder, name: DatasetName) -> list[Question]:
-    """Return a training set's questions as the run keeps them; none of a set of running text."""
-    file = run.questions(name.folder, name.file)
-    if run.whole(file):
-        return read_questions(file)
-    if file.relative_to(run.path).as_posix() in {line["path"] for line in run.lines("checksums.jsonl")}:
-        raise EnvironmentFault(f"{file}: missing or damaged; `ripieno train` with the run's config writes it again")
-    return []
 
 
 def first_by_content(questions: Sequence[Question]) -> list[Question]:

@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import Any
 
 from ripieno.errors import UserError
+from ripieno.userfiles import short
 
 TORCH = (".pt", ".pth")
 PICKLES = (*TORCH, ".pkl", ".pickle")
@@ -89,10 +90,11 @@ def from_laplace_lora(path: Path, rows: Sequence[tuple[int, Row]], slack: float)
                 raise UserError(f"{where}: has no `{key}`, as line {rows[0][0]} has; take the line out, or mend it")
         for key in ("index", "true"):
             if type(row[key]) is not int:
-                raise UserError(f"{where}: `{key}` must be a whole number, not {json.dumps(row[key])}")
+                raise UserError(f"{where}: `{key}` must be a whole number, not {short(json.dumps(row[key]))}")
         for key in ("logits", "probs"):
             if not isinstance(row[key], list):
-                raise UserError(f"{where}: `{key}` must be a list of a number a choice, not {json.dumps(row[key])}")
+                found = short(json.dumps(row[key]))
+                raise UserError(f"{where}: `{key}` must be a list of a number a choice, not {found}")
     normalised = [_is_distribution(row["probs"], slack) for _, row in rows]
     if not all(normalised) and any(normalised):
         number, _ = rows[normalised.index(not normalised[0])]

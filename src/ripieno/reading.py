@@ -13,9 +13,10 @@ import pyarrow.parquet as pq
 
 from ripieno import measures, provenance, tokens
 from ripieno.config import Config
+from ripieno.data.kept import keep_questions, questions_of
 from ripieno.data.question import Question, Text, read_texts
 from ripieno.data.splits import DatasetName
-from ripieno.ensemble import Ensemble, evaluated_sets, few_shot_pool, load_base, questions_of
+from ripieno.ensemble import Ensemble, evaluated_sets, few_shot_pool, load_base
 from ripieno.errors import EnvironmentFault, UserError
 from ripieno.model import reading
 from ripieno.model.trees import SpelledText
@@ -23,6 +24,7 @@ from ripieno.progress import Progress
 from ripieno.report import heatmap
 from ripieno.runs import BASE, METHOD, RunFolder, members_at, sha256_of, write_atomically
 from ripieno.tokens import Summary, Tokens
+from ripieno.userfiles import read_text, require_file
 
 
 @dataclass(frozen=True)
@@ -103,14 +105,9 @@ def texts_of(file: Path) -> list[Text]:
     """
     if file.suffix == ".jsonl":
         return read_texts(file)
-    if not file.is_file():
-        what = "is a folder; name a file in it" if file.is_dir() else "there is no such file; mend the path"
-        raise UserError(f"{file}: {what}")
+    require_file(file)
     try:
-        # A mark of the byte order is none of the text; line breaks stay as they are.
-        text = file.read_bytes().decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise UserError(f"{file}: not UTF-8 text ({error.reason} at byte {error.start}); save it as UTF-8") from None
+        text = read_text(file)
     except OSError as error:
         raise UserError(f"{file}: cannot be read ({error.strerror or error})") from None
     if "\0" in text:
@@ -187,7 +184,8 @@ def evaluate(
     with run.lock():
         answering = {epoch: members_at(run, epoch) for epoch in epochs}
         for name in names:
-            questions = [q for q in questions_of(run, config, name, data_dir) if q.answer is not None]
+            every = questions_of(run, config, name, data_dir)
+            questions = [question for question in every if question.answer is not None]
             if not questions:
                 raise UserError(f"{name.written}: no question of it has an answer to read; name another with --dataset")
             for epoch, members in answering.items():
@@ -195,6 +193,7 @@ def evaluate(
                 file = run.tokens(name.folder, name.file, method, epoch)
                 inputs = _inputs(run, config, members, questions)
                 if run.whole(file) and json.loads(pq.read_schema(file).metadata[b"ripieno"])["inputs"] == inputs:
+                    keep_questions(run, name, every)
                     found.append(tokens.read_parquet(file))
                     continue
                 ensemble = ensemble or _ensemble(run, config, few_shot=True, data_dir=data_dir)
@@ -207,6 +206,7 @@ def evaluate(
                 about = {"inputs": inputs, "too_long": [question.id for question in dropped]}
                 about = {**provenance.metadata(run, config), **about}
                 made = replace(made, dataset=name.dataset, split=name.split, epoch=epoch, method=method, metadata=about)
+                keep_questions(run, name, every)
                 run.write(file, tokens.to_parquet(made))
                 found.append(tokens.read_parquet(file))
     return found

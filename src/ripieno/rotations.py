@@ -14,10 +14,11 @@ import pyarrow.parquet as pq
 
 from ripieno import provenance
 from ripieno.config import Config
+from ripieno.data.kept import keep_questions, questions_of
 from ripieno.data.prompts import TEMPLATES
 from ripieno.data.question import Question
 from ripieno.data.splits import DatasetName
-from ripieno.ensemble import Ensemble, assemble, evaluated_sets, load_base, questions_of
+from ripieno.ensemble import Ensemble, assemble, evaluated_sets, load_base
 from ripieno.errors import UserError
 from ripieno.measures.about import About
 from ripieno.measures.rotations import RotationSummary, summarise_rotations
@@ -99,6 +100,7 @@ def ask_rotations(
                 for rotation, (file, part) in enumerate(zip(files, parts, strict=True)):
                     part = replace(part, dataset=name.dataset, split=name.split, epoch=epoch, method=_method(epoch))
                     run.write(file, to_parquet(replace(part, metadata={**about, "rotation": rotation})))
+            keep_questions(run, name, questions)
             # Read again, so that what is asked and what was stored give the same numbers, to the last bit.
             answered = [part for file in files for part in read_parquet(file)]
             found[answered[0].name] = _measure(answered, questions)

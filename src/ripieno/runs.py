@@ -7,12 +7,13 @@ import json
 import os
 import platform
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib import metadata
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from ripieno import config as configs
@@ -22,7 +23,15 @@ from ripieno.errors import EnvironmentFault, UserError
 
 BASE = "base"  # the method of the base's own predictions: epoch 0, member 0
 METHOD = "ensemble"
+TRAINED, IMPORTED = "trained here", "imported"  # where a run's members come from
+TEMPORARY, LEFT_OVER = ".part", 3600.0  # the end of an unfinished file's name; seconds after which nobody finishes it
 VERSIONED = ("ripieno", "torch", "transformers", "tokenizers", "safetensors", "numpy", "pyarrow")
+SCHEMA = 1  # of a run folder
+DECISIVE = ("torch", "transformers", "tokenizers", "numpy")  # another version of which may change what is computed
+IDENTITY = {"base_sha256", "questions_sha256", "members", *(f"versions.{name}" for name in DECISIVE)}
+MADE = ("predictions", "rotations", "features", "tokens", "fitted")  # folders of what evaluate makes
+FOLDERS = ("members", "resume", "questions", *MADE, "read", "report")
+LOGGED = {"metrics.jsonl": {"kind", "epoch", "member"}, "timing.jsonl": {"what", "seconds"}}  # what every line says
 
 
 def sha256_of(path: Path) -> str:
@@ -43,9 +52,9 @@ class RunFolder:
         """Folder of a member's adapter after an epoch (1 is the first)."""
         return self.path / "members" / f"{member:03d}" / f"epoch-{epoch:03d}"
 
-    def resume(self, member: int, epoch: int) -> Path:
-        """File of a member's optimizer state after an epoch."""
-        return self.path / "resume" / f"{member:03d}-epoch-{epoch:03d}.safetensors"
+    def resume(self, member: int, step: int) -> Path:
+        """File of a member's whole state after so many steps."""
+        return self.path / "resume" / f"{member:03d}-step-{step:07d}.safetensors"
 
     def predictions(self, folder: str, file: str, method: str, epoch: int, choices: int | None = None) -> Path:
         """File of one method's predictions of a data set after an epoch (0 is the base), asked with fewer choices."""
@@ -88,15 +97,20 @@ class RunFolder:
 
     # Writing and reading
 
-    def write(self, path: Path, content: bytes | str) -> None:
-        """Write a file: to a temporary name, synced, renamed; then its sha256 is recorded."""
+    def write(self, path: Path, content: bytes | str, **also: Any) -> None:
+        """Write a file: to a temporary name, synced, renamed; then its sha256 is recorded, and what else is given."""
         data = content.encode() if isinstance(content, str) else content
         locks.check(self._locks)
         with _writing(path):
             path.parent.mkdir(parents=True, exist_ok=True)
             write_atomically(path, data)
-        line = {"path": path.relative_to(self.path).as_posix(), "sha256": hashlib.sha256(data).hexdigest()}
-        self.append("checksums.jsonl", line)
+        self._record(path, sha256=hashlib.sha256(data).hexdigest(), **also)
+
+    def remove(self, path: Path) -> None:
+        """Remove a file, on record: it is not missed."""
+        if self._name(path) in self.recorded():
+            self._record(path, sha256=None)
+        path.unlink(missing_ok=True)
 
     def append(self, name: str, line: dict[str, Any]) -> None:
         """Add a line to one of the run's jsonl files, in place of a last one that a crash cut short."""
@@ -107,34 +121,150 @@ class RunFolder:
                 file.truncate(path.read_bytes().rfind(b"\n") + 1)
             file.write((json.dumps(line) + "\n").encode())
 
-    def keep(self, name: str, wanted: Callable[[dict[str, Any]], bool]) -> None:
-        """Remove the lines of one of the run's jsonl files that are not wanted."""
+    def seal(self, name: str) -> None:
+        """Record what one of the run's jsonl files holds so far."""
+        path = self.path / name
+        with _writing(path), locks.mutex(self._locks):
+            with path.open("rb") as file:
+                os.fsync(file.fileno())  # else a power failure could keep the record, and lose what it is of
+            self._record(path, **_sealed(path.read_bytes()))
+
+    def arrange(self, name: str, arranged: Callable[[list[dict[str, Any]]], list[dict[str, Any]]]) -> None:
+        """Replace the lines of one of the run's jsonl files by some of them, or by another order of them.
+
+        Raises:
+            EnvironmentFault: the file is damaged, or cannot be written.
+        """
+        path = self.path / name
         locks.check(self._locks)
-        with _writing(self.path / name), locks.mutex(self._locks):
+        with _writing(path), locks.mutex(self._locks):
             lines = self.lines(name)
-            kept = [line for line in lines if wanted(line)]
-            if len(kept) < len(lines):
-                write_atomically(self.path / name, "".join(json.dumps(line) + "\n" for line in kept).encode())
+            if (kept := arranged(lines)) != lines:
+                data = "".join(json.dumps(line) + "\n" for line in kept).encode()
+                if name in self.recorded():
+                    # First: killed between the two, the file is what it was before, and no damage.
+                    self._record(path, **_sealed(data), before=_sealed(path.read_bytes()))
+                write_atomically(path, data)
 
     def lines(self, name: str) -> list[dict[str, Any]]:
-        """Return the whole lines of one of the run's jsonl files; a last line cut short by a crash is left out."""
+        """Return the whole lines of one of the run's jsonl files; a last line cut short by a crash is left out.
+
+        Raises:
+            EnvironmentFault: the file was sealed, and is missing or damaged.
+        """
         path = self.path / name
-        if not path.exists():
-            return []
-        lines = path.read_bytes().split(b"\n")[:-1]
-        return [json.loads(line) for line in lines if line]
+        for _ in range(2):  # another process may have arranged it between the two readings
+            record = self.recorded().get(name)
+            content = path.read_bytes() if path.exists() else b""
+            if record is None or _as_recorded(content, record):
+                break
+        else:
+            raise EnvironmentFault(f"{path}: missing or damaged; {self.mend(name)}")
+        try:
+            lines = [json.loads(line) for line in content.split(b"\n")[:-1] if line]
+            if not all(isinstance(line, dict) and LOGGED.get(name, set()) <= line.keys() for line in lines):
+                raise ValueError("a line is not one that was written")
+            return lines
+        except (ValueError, RecursionError) as error:
+            raise EnvironmentFault(f"{path}: damaged ({error}); {self.mend(name)}") from None
+
+    def recorded(self) -> dict[str, dict[str, Any]]:
+        """Return what was recorded last of each file that was not removed: `sha256` and what else was given.
+
+        A line that is no record any more is passed over, so that its file counts as never written.
+        """
+        path, found = self.path / "checksums.jsonl", {}
+        for line in path.read_bytes().split(b"\n")[:-1] if path.exists() else ():
+            try:
+                record = json.loads(line)
+            except (ValueError, RecursionError):
+                continue
+            if _is_record(record):
+                found[record["path"]] = record
+        return {name: record for name, record in found.items() if record.get("sha256") is not None}
 
     def whole(self, *paths: Path) -> bool:
         """Whether every file is there with the content that was written to it."""
-        recorded = {line["path"]: line["sha256"] for line in self.lines("checksums.jsonl")}
+        recorded = self.recorded()
+        records = [recorded.get(self._name(path)) for path in paths]
         return all(
-            path.is_file() and recorded.get(path.relative_to(self.path).as_posix()) == sha256_of(path) for path in paths
+            record is not None and path.is_file() and _as_recorded(path.read_bytes(), record)
+            for path, record in zip(paths, records, strict=True)
         )
+
+    def holds(self, path: Path) -> bool:
+        """Whether a file was written.
+
+        Raises:
+            EnvironmentFault: it was, and is missing or damaged.
+        """
+        if self.whole(path):
+            return True
+        if (name := self._name(path)) in self.recorded():
+            raise EnvironmentFault(f"{path}: missing or damaged; {self.mend(name)}")
+        return False
+
+    def damaged(self) -> list[tuple[Path, str]]:
+        """Return the files that are not as they were written, and what is wrong with each.
+
+        A file that is not on record was cut off from its record: by a kill between the two, or by damage to
+        checksums.jsonl. config.yaml may be edited in what moves no result (`edited`).
+        """
+        self.refuse_newer()
+        found, recorded = [], self.recorded()
+        for name, record in recorded.items():
+            path = self.path / name
+            if not path.is_file():
+                found.append((path, "missing"))
+            elif not _as_recorded(path.read_bytes(), record) and (name != "config.yaml" or not self.edited):
+                found.append((path, "damaged"))
+        for folder in FOLDERS:
+            for path in sorted((self.path / folder).rglob("*")):
+                if path.is_file() and not path.name.startswith(".") and self._name(path) not in recorded:
+                    found.append((path, "not on record"))
+        return found
+
+    @property
+    def edited(self) -> bool:
+        """Whether config.yaml is another text than at the start, and says the same of all that moves results."""
+        recorded, path = self.recorded(), self.path / "config.yaml"
+        return "config.yaml" in recorded and not self.whole(path) and self._as_started(recorded)
+
+    def mend(self, name: str) -> str:
+        """Return what makes a file of the run again, by its name in the folder."""
+        first = name.partition("/")[0]
+        if first in ("config.yaml", "manifest.json", "questions", "members", "resume"):
+            manifest = self.recorded().get("manifest.json")
+            if manifest and manifest["identity"]["members"] == IMPORTED:
+                return "`ripieno import` into another folder makes it again"
+            return "`ripieno train` with the run's config makes it again"
+        if first in MADE:
+            return "`ripieno evaluate` as before makes it again"
+        if first in ("compare.yaml", "rows.json", "chosen"):
+            return "`ripieno compare` with its config makes it again"
+        if first == "report":
+            return "`ripieno report` makes it again"
+        if first == "read":
+            return "`ripieno read` makes it again"
+        return "it cannot be made again; take it from a copy of the run"
+
+    def _record(self, path: Path, **record: Any) -> None:
+        self.append("checksums.jsonl", {"path": self._name(path), **record})
+
+    def _name(self, path: Path) -> str:
+        return path.relative_to(self.path).as_posix()
 
     def adapter_files(self, member: int, epoch: int) -> tuple[Path, Path]:
         """Return the two files of a member's adapter."""
         folder = self.adapter(member, epoch)
         return folder / "adapter_config.json", folder / "adapter_model.safetensors"
+
+    def all_adapter_files(self, member: int, epoch: int) -> set[Path]:
+        """Return the files of a member's adapter, and what was written beside them."""
+        folder, recorded = self.adapter(member, epoch), self.recorded()
+        return {self.path / name for name in recorded if folder in (self.path / name).parents}.union(
+            self.adapter_files(member, epoch)
+        )
 
     @contextmanager
     def lock(self, members: Sequence[int] | None = None) -> Iterator[None]:
@@ -154,8 +284,16 @@ class RunFolder:
                     f"{self.path}: {error.holder or 'another process'} is {what}; wait for it, stop it{others}"
                 ) from None
             except OSError as error:
-                raise EnvironmentFault(f"{self.path}: not a folder that can be written ({error.strerror})") from error
+                raise EnvironmentFault(
+                    f"{self.path}: not a folder that can be written ({error.strerror}); choose another"
+                ) from error
+            _sweep(self.path)
             yield
+
+    def holders(self) -> dict[int | None, str]:
+        """Return which process holds which members, and (None) which one answers; see `locks.holders`."""
+        found = locks.holders(self._locks)
+        return {None if name == "answers" else int(name.partition("-")[2]): str(who) for name, who in found.items()}
 
     @property
     def _locks(self) -> Path:
@@ -168,21 +306,58 @@ class RunFolder:
 
         Raises:
             UserError: the folder is not a run's.
+            EnvironmentFault: the file is missing or damaged, or was changed in a key that moves results.
         """
-        if not (self.path / "config.yaml").exists():
+        self.refuse_newer()
+        path, recorded = self.path / "config.yaml", self.recorded()
+        if not path.exists() and "config.yaml" not in recorded:
             raise UserError(f"{self.path}: not a run folder (no config.yaml); `ripieno train CONFIG.yaml` makes one")
-        return configs.load(self.path / "config.yaml")
+        if not self._as_started(recorded):
+            raise EnvironmentFault(f"{path}: missing or damaged; {self.mend('config.yaml')}")
+        return configs.load(path)
+
+    def _as_started(self, recorded: Mapping[str, Mapping[str, Any]]) -> bool:
+        """Whether config.yaml says what the run was started with; folders and what moves no result may change."""
+        try:
+            found = configs.load(self.path / "config.yaml").hash()
+        except UserError:
+            return False
+        return "manifest.json" not in recorded or found == recorded["manifest.json"]["config_hash"]
+
+    def refuse_newer(self) -> None:
+        """Check that no newer version wrote the run, whose files may mean something else.
+
+        Raises:
+            UserError: one did.
+        """
+        manifest, records = self.path / "manifest.json", self.path / "checksums.jsonl"
+        try:
+            content = manifest.read_bytes()
+            schema = json.loads(content)["schema"]
+            # Records of a version to come may look otherwise; a sum is a sum, and without it this is damage.
+            whole = hashlib.sha256(content).hexdigest().encode() in records.read_bytes()
+        except (OSError, ValueError, TypeError, KeyError):  # missing or damaged, which is said where it is read
+            schema, whole = SCHEMA, False
+        if whole and type(schema) is int and schema > SCHEMA:
+            raise UserError(
+                f"{self.path}: written by a newer version of ripieno (schema {schema}; this one reads {SCHEMA}): "
+                "upgrade ripieno"
+            )
 
     def manifest(self) -> dict[str, Any]:
-        """Read the manifest."""
+        """Read the manifest.
+
+        Raises:
+            EnvironmentFault: the file is missing or damaged.
+        """
         path = self.path / "manifest.json"
-        try:
-            content: dict[str, Any] = json.loads(path.read_bytes())
-        except (OSError, ValueError) as error:
-            raise EnvironmentFault(
-                f"{path}: missing or damaged; `ripieno train` with the run's config mends it"
-            ) from error
+        self._require(path)
+        content: dict[str, Any] = json.loads(path.read_bytes())
         return content
+
+    def _require(self, path: Path) -> None:
+        if not self.whole(path):
+            raise EnvironmentFault(f"{path}: missing or damaged; {self.mend(self._name(path))}")
 
     def start(self, config: Config, identity: dict[str, str], facts: dict[str, Any]) -> None:
         """Write the resolved config and the manifest of a new run, or check that a present one is the same.
@@ -193,34 +368,92 @@ class RunFolder:
             facts: JSON of what else the manifest keeps.
 
         Raises:
-            UserError: the folder holds a run of another config, base or questions; the differing keys are listed.
+            UserError: the folder holds a run of another config, base, questions or library; what differs is listed.
+            EnvironmentFault: the config is damaged, and the given one is not what it was.
         """
+        self.refuse_newer()
         # One after the other: of two processes that start the same run, the second finds what the first one wrote.
+        versions = {name: metadata.version(name) for name in VERSIONED}
         with _writing(self.path), locks.mutex(self._locks):
-            if (self.path / "config.yaml").exists() and (self.path / "manifest.json").exists():
-                old = self.manifest()
-                differing = configs.differences(self.config(), config)
-                differing += [f"{key}: {old.get(key)} | {now}" for key, now in identity.items() if old.get(key) != now]
+            recorded, now = self.recorded(), identity | {f"versions.{name}": versions[name] for name in DECISIVE}
+            if "manifest.json" in recorded:
+                # The identity is on record too, for a manifest that is to be made again.
+                old, there = recorded["manifest.json"]["identity"], self.path / "config.yaml"
+                started = self._as_started(recorded)
+                if not started and recorded["manifest.json"]["config_hash"] != config.hash():
+                    raise EnvironmentFault(
+                        f"{there}: missing or damaged, and the given config is another; go on with the one that the "
+                        "run was started with"
+                    )
+                differing = configs.differences(configs.load(there), config) if started else []
+                differing += [f"{key}: {old[key]} | {now[key]}" for key in now if old[key] != now[key]]
                 if differing:
                     raise UserError(
                         f"{self.path} holds another run; what differs (there | now): {'; '.join(differing)}. "
-                        "Choose another folder with --run, or go back to that config"
+                        "Choose another folder with --run, go on from it in a new one with --fork, or go back to what "
+                        "it was"
                     )
-                return
+                if started and self.whole(self.path / "manifest.json"):
+                    return
+            else:
+                adapters = [self._name(file) for file in self.path.glob("members/*/*/*.safetensors")]
+                # What is imported or forked is on record before the manifest is.
+                if "config.yaml" in recorded or not recorded.keys() >= set(adapters):
+                    where = self.path / "checksums.jsonl"
+                    raise EnvironmentFault(f"{where}: missing or damaged; {self.mend('checksums.jsonl')}")
             manifest = {
-                "schema": 1,
+                "schema": SCHEMA,
                 "config_hash": config.hash(),
                 **identity,
                 **facts,
                 "seeds": {"training": config.training.seed, "data": config.data.seed},
-                "versions": {name: metadata.version(name) for name in VERSIONED},
+                "versions": versions,
                 "python": platform.python_version(),
                 "host": platform.node(),
                 "machine": f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores",
                 "started": datetime.now(UTC).isoformat(timespec="seconds"),
             }
-            self.write(self.path / "config.yaml", config.to_yaml())
-            self.write(self.path / "manifest.json", json.dumps(manifest, indent=2, ensure_ascii=False) + "\n")
+            content = json.dumps(manifest, indent=2, ensure_ascii=False) + "\n"
+            self.write(self.path / "manifest.json", content, identity=now, config_hash=config.hash())
+            self.write(self.path / "config.yaml", config.to_yaml())  # last: now it is a run
+
+
+def _sealed(content: bytes) -> dict[str, Any]:
+    return {"sha256": hashlib.sha256(content).hexdigest(), "bytes": len(content)}
+
+
+def _is_record(record: object) -> bool:
+    """Whether a line of checksums.jsonl is one that `RunFolder` writes, of a file in the folder."""
+    if not isinstance(record, dict) or not isinstance(record.get("path"), str) or not _is_sum(record):
+        return False
+    if record["path"] == "manifest.json":
+        identity = record.get("identity")
+        return isinstance(record.get("config_hash"), str) and isinstance(identity, dict) and identity.keys() >= IDENTITY
+    name = PurePosixPath(record["path"])
+    return not name.is_absolute() and ".." not in name.parts and _is_name(str(name))
+
+
+def _is_name(text: str) -> bool:
+    """Whether a system could have a file of that name."""
+    try:
+        name = text.encode()
+    except UnicodeEncodeError:  # half of a surrogate pair
+        return False
+    return b"\0" not in name and len(name) < 1000 and all(len(part) < 256 for part in name.split(b"/"))
+
+
+def _is_sum(record: object) -> bool:
+    if not isinstance(record, dict) or not isinstance(record.get("sha256"), str | None):
+        return False
+    return isinstance(record.get("bytes"), int | None) and ("before" not in record or _is_sum(record["before"]))
+
+
+def _as_recorded(content: bytes, record: Mapping[str, Any]) -> bool:
+    """Whether a file is what was recorded of it: all of it, or of one that grows its beginning."""
+    beginning = content[: record.get("bytes")]
+    if hashlib.sha256(beginning).hexdigest() == record["sha256"]:
+        return True
+    return "before" in record and _as_recorded(content, record["before"])
 
 
 @contextmanager
@@ -231,9 +464,17 @@ def _writing(path: Path) -> Iterator[None]:
         raise EnvironmentFault(f"{path}: cannot be written ({error.strerror or error})") from error
 
 
+def _sweep(folder: Path) -> None:
+    """Remove the temporary files of processes that were killed: a write takes seconds, and these are an hour old."""
+    for part in folder.glob(f"**/.*{TEMPORARY}"):
+        with suppress(FileNotFoundError):  # another process has just finished it
+            if time.time() - part.stat().st_mtime > LEFT_OVER:
+                part.unlink()
+
+
 def write_atomically(path: Path, data: bytes) -> None:
     """Write a file so that a crash leaves the old content or the new one, never a part."""
-    descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=TEMPORARY)
     try:
         with os.fdopen(descriptor, "wb") as file:
             file.write(data)
@@ -256,6 +497,11 @@ def stopped_members(run: RunFolder) -> dict[int, tuple[int, int | None]]:
     """Return, for each member that stopped early, the epoch in which it did and the epoch whose adapter it keeps."""
     lines = run.lines("metrics.jsonl")
     return {x["member"]: (x["epoch"], x["use_epoch"]) for x in lines if x["kind"] == "stopped"}
+
+
+def failed_members(run: RunFolder) -> dict[int, int]:
+    """Return in which epoch the training of members failed; from there on they are left out."""
+    return {member: epoch for member, (epoch, kept) in stopped_members(run).items() if kept is None}
 
 
 def adapter_epochs(run: RunFolder, members: Sequence[int], epoch: int) -> dict[int, int]:
@@ -297,15 +543,6 @@ def require_adapter(run: RunFolder, member: int, epoch: int) -> None:
         UserError: the member is not trained so far.
         EnvironmentFault: its files were written, and are missing or damaged.
     """
-    files = run.adapter_files(member, epoch)
-    if run.whole(*files):
-        return
-    written = {line["path"] for line in run.lines("checksums.jsonl")}
-    if all(file.relative_to(run.path).as_posix() in written for file in files):
-        raise EnvironmentFault(
-            f"{files[1]}: missing or damaged; remove {run.adapter(member, 1).parent}, then `ripieno train` with the "
-            "run's config trains that member again"
-        )
-    raise UserError(
-        f"{run.path}: member {member} is not trained to epoch {epoch}; `ripieno train` with the run's config goes on"
-    )
+    if not all(run.holds(file) for file in run.all_adapter_files(member, epoch)):
+        wanted = f"member {member} is not trained to epoch {epoch}"
+        raise UserError(f"{run.path}: {wanted}; `ripieno train` with the run's config goes on")

@@ -28,7 +28,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from ripieno.errors import EnvironmentFault, UserError
+from ripieno.errors import UserError
+from ripieno.untrusted import arrow, parquet, read_header
 
 SCHEMA_VERSION = 1
 
@@ -51,6 +52,7 @@ SCHEMA = pa.schema(
     ]
 )
 HEADER = ("schema", "method", "epoch", "members", "dataset", "split")  # of the metadata: what `Tokens` holds itself
+ALWAYS = ("text_id", "position", "token_id", "token", "start", "end")  # known of every token
 
 
 @dataclass(frozen=True)
@@ -210,16 +212,17 @@ def read_parquet(path: Path) -> Tokens:
         UserError: it is a parquet file of something else, or of a newer ripieno.
         EnvironmentFault: the file cannot be read as parquet.
     """
-    try:
-        table = pq.read_table(path)
-    except (pa.ArrowInvalid, OSError) as error:
-        raise EnvironmentFault(f"{path}: not a readable parquet file ({error})") from error
-    header = json.loads((table.schema.metadata or {}).get(b"ripieno", b"{}"))
-    absent = [name for name in SCHEMA.names if name not in table.column_names]
-    if absent or "members" not in header:
+    with parquet(path) as file:
+        table = file.read()
+    header = read_header(path, table.schema, SCHEMA_VERSION)
+    absent = [name for name in SCHEMA.names if table.column_names.count(name) != 1]
+    if absent or not _is_whole(header):
         raise UserError(f"{path}: not a table of tokens ({f'no column {absent[0]}' if absent else 'no metadata'})")
-    if header["schema"] > SCHEMA_VERSION:
-        raise UserError(f"{path}: written by a newer ripieno (schema {header['schema']}); upgrade ripieno to read it")
+    with arrow(path, "a table of tokens", UserError):
+        table = table.select(SCHEMA.names).cast(SCHEMA)
+    holed = next((name for name in ALWAYS if table[name].null_count), None)
+    if holed:
+        raise UserError(f"{path}: column {holed!r} has empty cells; `ripieno read` or `evaluate` makes the file again")
     predicted = np.array(table["log_prob"].is_valid().to_pylist(), dtype=bool)
 
     def floats(name: str) -> NDArray[np.float64]:
@@ -230,6 +233,8 @@ def read_parquet(path: Path) -> Tokens:
 
     M = len(header["members"])
     rows = [row or [0.0] * M for row in table["member_log_probs"].to_pylist()]
+    if any(len(row) != M or None in row for row in rows):
+        raise UserError(f"{path}: column 'member_log_probs' has not a number for each of the {M} members")
     answer = table["answer"].to_pylist()
     return Tokens(
         text_ids=tuple(table["text_id"].to_pylist()),
@@ -253,3 +258,11 @@ def read_parquet(path: Path) -> Tokens:
         split=header["split"],
         metadata={name: value for name, value in header.items() if name not in HEADER},
     )
+
+
+def _is_whole(header: dict[str, Any]) -> bool:
+    """Whether a file says of itself what a table of tokens must."""
+    members = header.get("members")
+    texts = all(isinstance(header.get(name), str) for name in ("method", "dataset", "split"))
+    numbers = isinstance(members, list) and all(type(n) is int for n in (header.get("epoch"), *members))
+    return texts and numbers

@@ -97,7 +97,7 @@ def test_a_file_is_named_by_its_content(tmp_path: Path) -> None:
             r"no data set \(did you mean 'commonsense_qa'\?\); there are: arc, boolq, commonsense_qa",
         ),
         ("mmlu:steem/test", r"no part of mmlu \(did you mean 'stem'\?\); there are: all, stem"),
-        ("arc/test", "no part of arc; there are: easy, challenge"),
+        ("arc/test", "say which part of arc, as in arc:easy/.*; there are: easy, challenge"),
         ("openbookqa:main/test", "no part of openbookqa; there are: none"),
         ("mmlu/tset", r"no split of mmlu \(did you mean 'test'\?\); there are: dev, validation, test"),
         ("commonsense_qa/dev", "no split of commonsense_qa; there are: train, validation, test"),

@@ -78,7 +78,7 @@ def test_a_file_of_questions(tmp_path: Path) -> None:
         ([{"text": f"{n}"} for n in range(200)], "running text without labels"),
         ([{"question": f"{n}", "choices": ["a", "b"], "answer": n or None} for n in range(2)], "1 of 2 rows have no"),
         ([{"question": "?", "choices": ["a", "b"], "answer": 0}] * 160, "159 rows repeat an earlier question"),
-        ([{"question": "?", "choices": ["a"], "answer": 0}], "needs 2 at least"),
+        ([{"question": "?", "choices": ["a"], "answer": 0}], "needs 2 choices at least"),
     ],
 )
 def test_what_no_config_fits_is_refused(tmp_path: Path, rows: list[dict[str, object]], match: str) -> None:

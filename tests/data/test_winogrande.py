@@ -79,5 +79,7 @@ def test_a_row_of_another_form(tmp_path: Path, change: dict[str, object]) -> Non
 
 
 def test_the_part_must_be_named() -> None:
-    with pytest.raises(UserError, match="no part of winogrande; there are: xs, s, m, l, xl"):
+    with pytest.raises(
+        UserError, match=r"say which part of winogrande, as in winogrande:xs/\.\.\.; there are: xs, s, m, l, xl"
+    ):
         load("winogrande/validation")

@@ -17,6 +17,9 @@ import pytest
 import yaml
 
 from ripieno import cli
+from ripieno.data.splits import DatasetName
+from ripieno.parquet import read_parquet
+from ripieno.predictions import Predictions
 
 TEXT = "a plant near window of the house cat bird fish New York City season day one two three four five"
 WORDS = TEXT.split()
@@ -29,6 +32,26 @@ class Done:
     code: int
     out: str
     err: str
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """A run of three members and two epochs, and what the commands said."""
+
+    config: Path
+    path: Path
+    files: dict[str, str]  # role -> file
+    said: dict[str, str]
+
+    def folder(self, role: str) -> str:
+        return DatasetName.parse(self.files[role]).folder
+
+    def predictions(self, role: str, epoch: int) -> Predictions:
+        method = "ensemble" if epoch else "base"
+        [p] = read_parquet(
+            self.path / "predictions" / self.folder(role) / "all" / f"{method}-epoch-{epoch:03d}.parquet"
+        )
+        return p
 
 
 def ripieno(*arguments: str | Path) -> Done:
@@ -50,6 +73,15 @@ def works(*arguments: str | Path) -> str:
     done = ripieno(*arguments)
     assert done.code == 0, done.err
     return done.out
+
+
+def one_line(done: Done, code: int) -> str:
+    """Return the one line that a failed command said, on stderr alone."""
+    assert done.code == code, done
+    assert done.out == ""
+    [line] = [line for line in done.err.splitlines() if line]
+    assert line.startswith("ripieno: ")
+    return line
 
 
 def rows(count: int, seed: int, choices: Sequence[int] = (2, 3, 4, 5)) -> list[dict[str, Any]]:

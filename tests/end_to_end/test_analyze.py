@@ -71,30 +71,6 @@ def test_costs_and_bins_and_labels(files: dict[str, Path]) -> None:
     assert {"decision_threshold_confidence", "decision_saving_mi", "macro_f1", "recall_c"} <= names
 
 
-@pytest.mark.parametrize(
-    ("options", "said"),
-    [
-        (["--axes", "kmn"], "--axes kmn: give mnk or nmk"),
-        (["--cost-error", "5"], "give both, above 0"),
-        (["--cost-error", "5", "--cost-handover", "-1"], "give both, above 0"),
-        (["--cost-error", "inf", "--cost-handover", "1"], "give both, above 0"),
-        (["--labels", "yes,no"], "2 labels, but home/test has questions of other numbers"),
-        (["--normalisation", "byte"], "no choice_scores are stored"),
-        (["--normalisation", "median"], "give one of sum, token, byte, unconditional"),
-        (["--bins", "0"], "--bins"),
-        (["--pair", "ensemble"], "--pair ensemble: give two rows and a comma between them"),
-        (["--ood", "nowhere.parquet"], "nowhere.parquet: no such file"),
-        (["--ood", "SAME"], "also among the sets in domain"),
-    ],
-)
-def test_mistakes_are_one_line_that_names_them(options: list[str], said: str, files: dict[str, Path]) -> None:
-    done = ripieno("analyze", files["home"], *(str(files["home"]) if word == "SAME" else word for word in options))
-    assert done.code == 2
-    assert said in done.err
-    assert done.err.count("\n") == 1
-    assert done.out == ""
-
-
 def test_any_two_rows_are_compared_by_a_paired_test(files: dict[str, Path]) -> None:
     said = works("analyze", files["home"], "--pair", "ensemble:0,ensemble:1", "--pair", "ensemble:2,ensemble")
     assert "nll: ensemble:0 less ensemble:1 " in said

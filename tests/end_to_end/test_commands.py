@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 import os
@@ -11,8 +12,6 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,16 +20,18 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 import yaml
-from commands import Done, files_of, ripieno, rows, works, write_config, write_rows
+from commands import Done, Experiment, files_of, one_line, ripieno, rows, works, write_config, write_rows
 from peft import PeftModel
 from transformers import AutoModelForCausalLM
 
 from families import byte_level_tokenizer, save_tiny
 from ripieno import Ensemble, measures
 from ripieno.config import FewShot, Prompt
+from ripieno.config import load as load_config
 from ripieno.data.question import read_questions
 from ripieno.data.splits import DatasetName
-from ripieno.errors import UserError
+from ripieno.errors import EnvironmentFault, UserError
+from ripieno.model.packed import PackedEngine
 from ripieno.model.padded import PaddedEngine
 from ripieno.model.scoring import Engine
 from ripieno.model.trees import Encoder, TokenTree
@@ -42,50 +43,6 @@ from ripieno.training.loop import Trainer
 pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")  # PEFT's own
 
 
-@dataclass(frozen=True)
-class Experiment:
-    """A run of three members and two epochs, and what the commands said."""
-
-    config: Path
-    path: Path
-    files: dict[str, str]  # role -> file
-    said: dict[str, str]
-
-    def folder(self, role: str) -> str:
-        return DatasetName.parse(self.files[role]).folder
-
-    def predictions(self, role: str, epoch: int) -> Predictions:
-        method = "ensemble" if epoch else "base"
-        [p] = read_parquet(
-            self.path / "predictions" / self.folder(role) / "all" / f"{method}-epoch-{epoch:03d}.parquet"
-        )
-        return p
-
-
-@pytest.fixture(scope="module")
-def experiment(base: Path, tmp_path_factory: pytest.TempPathFactory) -> Experiment:
-    folder = tmp_path_factory.mktemp("experiment")
-    counts = {"train": 12, "validation": 4, "calibration": 6, "test": 8, "foreign": 6}
-    files = {
-        role: write_rows(folder / f"{role}.jsonl", rows(n, seed, (2, 6, 3) if role == "foreign" else (2, 3, 4, 5)))
-        for seed, (role, n) in enumerate(counts.items())
-    }
-    data = {role: [files[role]] for role in ("train", "validation", "calibration", "test")}
-    config = write_config(
-        folder, base, {**data, "out_of_domain": [files["foreign"]]},
-        training={"members": 3, "epochs": 2, "bagging": True, "shuffle_choices": True},
-    )  # fmt: skip
-    run = folder / "run"
-    said = {
-        "train": works("train", config, "--run", run),
-        "evaluate": works("evaluate", run),
-        "calibrate": works("calibrate", run),
-        "report": works("report", run),
-        "status": works("status", run),
-    }
-    return Experiment(config, run, files, said)
-
-
 # ---- what a run leaves ------------------------------------------------------------------------------------------
 
 
@@ -93,7 +50,7 @@ def test_the_run_folder_is_laid_out_as_the_contract_says(experiment: Experiment)
     questions = {role: experiment.folder(role) for role in experiment.files}
     expected = {".locks/.mutex", "checksums.jsonl", "config.yaml", "manifest.json", "metrics.jsonl", "timing.jsonl"}
     for member in range(3):
-        expected |= {f"resume/{member:03d}-epoch-002.safetensors"}
+        expected |= {f"resume/{member:03d}-step-0000006.safetensors"}
         for epoch in (1, 2):
             folder = f"members/{member:03d}/epoch-{epoch:03d}"
             expected |= {f"{folder}/adapter_config.json", f"{folder}/adapter_model.safetensors"}
@@ -332,9 +289,11 @@ def test_runs_on_other_training_seeds_are_one_experiment_repeated(experiment: Ex
     runs = [experiment.path, tmp_path / "seed-1", tmp_path / "seed-2"]
     for seed in (1, 2):
         shutil.copytree(experiment.path, runs[seed])
-        config = yaml.safe_load((runs[seed] / "config.yaml").read_text())
+        file, records = runs[seed] / "config.yaml", runs[seed] / "checksums.jsonl"
+        config, before = yaml.safe_load(file.read_text()), load_config(file).hash()
         config["training"]["seed"] = seed
-        (runs[seed] / "config.yaml").write_text(yaml.safe_dump(config))
+        file.write_text(yaml.safe_dump(config))
+        records.write_text(records.read_text().replace(before, load_config(file).hash()))
     found = table(works("analyze", *runs, "--json"))
     # The base is not trained: it is the same in each, and so are the trivial baselines.
     assert {row["scope"] for row in found if row["method"] == "ensemble" and not row["against"]} == {"training"}
@@ -419,6 +378,7 @@ def test_a_second_time_computes_nothing_and_writes_nothing(
 
 
 @pytest.mark.parametrize("damage", ["cut", "emptied", "flipped", "missing"])
+@pytest.mark.fault("a file damaged, any of a finished run")
 def test_a_damaged_file_of_predictions_is_made_again_and_no_other(experiment: Experiment, damage: str) -> None:
     before = files_of(experiment.path)
     name = f"predictions/{experiment.folder('foreign')}/all/ensemble-epoch-001.parquet"
@@ -586,6 +546,7 @@ def test_few_shot_examples_stand_before_each_question(base: Path, tmp_path: Path
         np.testing.assert_allclose(p.probs[0, n, : len(probabilities)], probabilities, atol=1e-4)
 
 
+@pytest.mark.fault("a member that is not finite")
 def test_a_member_whose_training_fails_is_left_out(base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     data = {
         "train": [write_rows(tmp_path / "a.jsonl", rows(4, 1))],
@@ -594,17 +555,18 @@ def test_a_member_whose_training_fails_is_left_out(base: Path, tmp_path: Path, m
     config = write_config(tmp_path, base, data, training={"epochs": 2})
     run, epoch = tmp_path / "run", Trainer._epoch
 
-    def with_nan(made: Trainer, number: int, running: list[int], total_steps: int) -> None:
+    def with_nan(made: Trainer, number: int, running: list[int]) -> None:
         for position in broken.get(number, []):
             next(iter(made.stack.layers.values())).A[position].data[0, 0] = math.nan
-        epoch(made, number, running, total_steps)
+        epoch(made, number, running)
 
     broken = {2: [1]}
     monkeypatch.setattr(Trainer, "_epoch", with_nan)
     done = ripieno("train", config, "--run", run)
     assert done.code == 0
     assert "member 1 stopped in epoch 2: its loss (nan)" in done.err
-    works("evaluate", run)
+    said = f"member 1 is left out from epoch 2 on: its training failed; `ripieno status {run}` says why\n"
+    assert said in ripieno("evaluate", run).err
     assert [p.members for p in tables_of(run, 1)] == [(0, 1)]
     assert [p.members for p in tables_of(run, 2)] == [(0,)]
     works("report", run)
@@ -620,7 +582,8 @@ def test_a_member_whose_training_fails_is_left_out(base: Path, tmp_path: Path, m
     assert [p.members for p in tables_of(none, 1)] == [(0, 1)]
     assert tables_of(none, 2) == []
     last = ripieno("evaluate", none, "--epoch", "last")
-    assert one_line(last, 2).startswith(f"ripieno: {none}: no member is left at epoch 2")
+    assert last.code == 2
+    assert last.err.splitlines()[-1].startswith(f"ripieno: {none}: no member is left at epoch 2")
     works("report", none)
 
 
@@ -652,111 +615,6 @@ def test_another_set_is_asked_without_what_the_members_trained_on(experiment: Ex
 # ---- mistakes ---------------------------------------------------------------------------------------------------
 
 
-def one_line(done: Done, code: int) -> str:
-    """Return the one line that a failed command said, on stderr alone."""
-    assert done.code == code, done
-    assert done.out == ""
-    [line] = [line for line in done.err.splitlines() if line]
-    assert line.startswith("ripieno: ")
-    return line
-
-
-def mistakes() -> Iterator[tuple[str, list[str], int, str]]:
-    """Yield name, arguments, exit code and what the message must hold; CONFIG, RUN and TMP are filled in."""
-    yield (
-        "unknown command",
-        ["trian", "CONFIG"],
-        2,
-        "No such command 'trian'. Did you mean 'train'? See `ripieno --help`",
-    )
-    yield "unknown option", ["train", "CONFIG", "--epoch", "3"], 2, "No such option"
-    yield "missing argument", ["train"], 2, ".yaml'. See `ripieno train --help`"
-    yield "missing config", ["train", "TMP/none.yaml"], 2, "TMP/none.yaml: no such config file"
-    yield "misspelt key", ["train", "CONFIG", "--set", "training.epoch=1"], 2, "training.epoch; did you mean epochs?"
-    yield "no value", ["train", "CONFIG", "--set", "training.epochs"], 2, "give key=value"
-    yield "bad members", ["train", "CONFIG", "--members", "x"], 2, "--members x: give numbers and ranges"
-    yield "members too many", ["train", "CONFIG", "--run", "TMP/r", "--members", "0-3"], 2, "members 0 to 2"
-    yield "no members", ["train", "CONFIG", "--run", "TMP/r", "--members", "2-1"], 2, "members 0 to 2"
-    yield "unknown set", ["train", "CONFIG", "--set", "data.test=[comonsense_qa/test]"], 2, "commonsense_qa"
-    yield (
-        "missing file",
-        ["train", "CONFIG", "--set", "data.test=[TMP/none.jsonl]"],
-        2,
-        "TMP/none.jsonl: there is no such",
-    )
-    yield "no such base", ["train", "CONFIG", "--run", "TMP/r", "--set", "base.model=TMP/none"], 2, "TMP/none"
-    yield "base without weights", ["train", "CONFIG", "--run", "TMP/r", "--set", "base.model=TMP"], 2, "no safetensors"
-    yield (
-        "no such layer",
-        ["train", "CONFIG", "--run", "TMP/r", "--set", "adapter.targets=[wq]"],
-        2,
-        "linear layer is named 'wq'",
-    )
-    yield (
-        "no such device",
-        ["train", "CONFIG", "--run", "TMP/r", "--set", "compute.device=gpu"],
-        2,
-        "compute.device 'gpu'",
-    )
-    blank = ["--set", "data.validation=[TMP/blank.jsonl]", "--set", "training.patience=1"]
-    yield (
-        "nothing to be patient by",
-        ["train", "CONFIG", "--run", "TMP/r", *blank],
-        2,
-        "no question of data.validation has an answer",
-    )
-    yield (
-        "another config",
-        ["train", "CONFIG", "--run", "RUN", "--set", "training.epochs=5"],
-        2,
-        "training.epochs: 2 | 5",
-    )
-    yield "overlapping roles", ["train", "CONFIG", "--run", "TMP/r", "--set", "data.test=[TRAIN]"], 2, "in the role"
-    yield "run is a file", ["train", "CONFIG", "--run", "CONFIG"], 1, "not a folder that can be written"
-    yield "no run", ["evaluate", "TMP"], 2, "not a run folder"
-    yield "no run to report", ["report", "TMP/none"], 2, "not a run folder"
-    yield "epoch 99", ["evaluate", "RUN", "--epoch", "99"], 2, "--epoch: RUN has epochs 0 (the base) to 2"
-    yield "epoch x", ["evaluate", "RUN", "--epoch", "x"], 2, "--epoch x: give a number, last or all"
-    yield "unknown set to ask", ["evaluate", "RUN", "--dataset", "mmlu:stemm/test"], 2, "stem"
-    yield (
-        "no data folder",
-        ["evaluate", "RUN", "--data-dir", "TMP/none", "--dataset", "mmlu:stem/test"],
-        2,
-        "--data-dir",
-    )
-    yield "nothing to analyze", ["analyze", "TMP"], 2, "not a run folder"
-    yield "no file to analyze", ["analyze", "TMP/none.parquet"], 2, "no such file"
-    yield "not predictions at all", ["analyze", "CONFIG"], 2, "predictions are read from .parquet, .npz, .jsonl"
-    yield "not predictions", ["analyze", "QUESTIONS"], 2, "column"
-    yield "no action", ["datasets", "chek", "CONFIG"], 2, "usage: ripieno datasets"
-    yield "a bad file", ["datasets", "check", "TMP/bad.jsonl"], 2, "TMP/bad.jsonl, line 2: "
-    yield "not a file of questions", ["datasets", "check", "CONFIG"], 2, "ends in .jsonl, .csv, .parquet"
-
-
-MISTAKES = list(mistakes())
-
-
-@pytest.mark.parametrize(("arguments", "code", "expected"), [m[1:] for m in MISTAKES], ids=[m[0] for m in MISTAKES])
-def test_a_failure_is_one_line_and_an_exit_code(
-    arguments: list[str], code: int, expected: str, experiment: Experiment, tmp_path: Path
-) -> None:
-    write_rows(tmp_path / "bad.jsonl", [*rows(1, 1), {"question": "?", "choices": ["a", "b"], "answer": 2}])
-    write_rows(tmp_path / "blank.jsonl", [{k: v for k, v in row.items() if k != "answer"} for row in rows(3, 55)])
-    questions = experiment.path / "questions" / experiment.folder("test") / "all.parquet"
-    filled = {"CONFIG": experiment.config, "RUN": experiment.path, "TMP": tmp_path, "QUESTIONS": questions,
-              "TRAIN": experiment.files["train"]}  # fmt: skip
-
-    def fill(text: str) -> str:
-        for name, value in filled.items():
-            text = text.replace(name, str(value))
-        return text
-
-    before = files_of(experiment.path)
-    assert fill(expected) in one_line(ripieno(*map(fill, arguments)), code)
-    assert files_of(experiment.path) == before
-    assert not (tmp_path / "r" / "config.yaml").exists()
-
-
 def test_a_locked_run_is_the_environments_fault(experiment: Experiment) -> None:
     run = RunFolder(experiment.path)
     with run.lock([1]), run.lock():
@@ -767,42 +625,151 @@ def test_a_locked_run_is_the_environments_fault(experiment: Experiment) -> None:
         works("train", experiment.config, "--run", experiment.path, "--members", "0")
 
 
-@pytest.mark.parametrize("name", ["manifest.json", "members/001/epoch-002/adapter_model.safetensors"])
-def test_a_damaged_run_says_what_mends_it(name: str, experiment: Experiment, tmp_path: Path) -> None:
-    run = tmp_path / "run"
-    subprocess.run(["cp", "-r", str(experiment.path), str(run)], check=True)
-    (run / name).write_bytes(b"{")
-    if name == "manifest.json":
-        assert "manifest.json: missing or damaged" in one_line(ripieno("report", run), 1)
+def copied(experiment: Experiment, folder: Path) -> Path:
+    subprocess.run(["cp", "-r", str(experiment.path), str(folder / "run")], check=True)
+    return folder / "run"
+
+
+def damage(file: Path, how: str) -> None:
+    content = file.read_bytes()
+    # Of a config, what moves results; the rest of it may be edited.
+    middle = content.index(b"epochs: ") + len(b"epochs: ") if file.name == "config.yaml" else len(content) // 2
+    if how == "missing":
+        file.unlink()
         return
-    assert f"{run / name}: missing or damaged" in one_line(ripieno("evaluate", run), 1)
+    flipped = content[:middle] + bytes([content[middle] ^ 1]) + content[middle + 1 :]
+    file.write_bytes({"cut": content[:middle], "emptied": b"", "flipped": flipped}[how])
 
 
-def test_a_damaged_adapter_is_trained_again_as_the_message_says(experiment: Experiment, tmp_path: Path) -> None:
-    """Whichever epoch's: the line names all that is to be done, and then the adapter is what it was."""
-    run = tmp_path / "run"
-    for epoch in (1, 2):
-        subprocess.run(["rm", "-rf", str(run)], check=True)
-        subprocess.run(["cp", "-r", str(experiment.path), str(run)], check=True)
-        name = f"members/001/epoch-{epoch:03d}/adapter_model.safetensors"
-        (run / name).write_bytes(b"{")
-        (run / "predictions" / experiment.folder("test") / "all" / f"ensemble-epoch-{epoch:03d}.parquet").unlink()
-        assert f"remove {run / 'members/001'}" in one_line(ripieno("evaluate", run), 1)
-        subprocess.run(["rm", "-r", str(run / "members/001")], check=True)
-        works("train", experiment.config, "--run", run)
-        works("evaluate", run)
-        assert (run / name).read_bytes() == (experiment.path / name).read_bytes()
+@pytest.mark.parametrize("how", ["cut", "emptied", "flipped", "missing"])
+@pytest.mark.fault("all files damaged at once")
+def test_every_damaged_file_is_named_and_what_can_be_made_again_is(
+    how: str, experiment: Experiment, tmp_path: Path
+) -> None:
+    """All files of a run at once; then the commands that made them make them again, to the same bytes."""
+    run = copied(experiment, tmp_path)
+    before, written = files_of(run), RunFolder(run).recorded()
+    assert f"all {len(written)} files are as they were written" in works("status", run, "--verify")
+    logs = {"metrics.jsonl", "timing.jsonl"}
+    assert set(before) - set(written) == {"checksums.jsonl", ".locks/.mutex"}
+    damaged = sorted(set(written) - logs)
+    for name in damaged:
+        damage(run / name, how)
+    done = ripieno("status", run, "--verify")
+    assert (done.code, done.out.count("\n")) == (1, len(damaged))
+    assert f"{len(damaged)} files are missing or damaged" in done.err
+    word = "missing" if how == "missing" else "damaged"
+    assert all(f"{name}: {word}; `ripieno " in done.out for name in damaged)
+
+    assert f"{run / 'config.yaml'}: missing or damaged; `ripieno train`" in one_line(ripieno("report", run), 1)
+    again = ripieno("train", experiment.config, "--run", run)
+    assert again.code == 0
+    assert "member 1: a file that it needs to go on is missing or damaged; it trains again from the start" in again.err
+    said = one_line(ripieno("report", run), 2 if how == "missing" else 1)
+    assert f"`ripieno evaluate {run}` " in said
+    works("evaluate", run)
+    works("report", run)
+    works("status", run, "--verify")
+    after = files_of(run)
+    assert set(after) == set(before)
+    clocks = ("timing.jsonl", "checksums.jsonl", "manifest.json", "report/index.html")
+    same = [name for name in before if name not in clocks]
+    assert [name for name in same if after[name][1] != before[name][1]] == []
 
 
+@pytest.mark.fault("a file damaged, any of a finished run")
+def test_a_damaged_adapter_never_answers(experiment: Experiment, tmp_path: Path) -> None:
+    run, asked = copied(experiment, tmp_path), write_rows(tmp_path / "asked.jsonl", rows(2, 91))
+    damage(run / "members/001/epoch-002/adapter_model.safetensors", "flipped")
+    before = files_of(run)
+    for arguments in (
+        ("predict", run, "--input", asked, "--output", tmp_path / "decided.csv"),
+        ("evaluate", run, "--dataset", asked),
+        ("export", run, "--output", tmp_path / "exported"),
+        ("read", run, "--text", asked),
+    ):
+        line = one_line(ripieno(*arguments), 1)
+        assert "members/001/epoch-002/adapter_model.safetensors: missing or damaged; `ripieno train`" in line
+    with pytest.raises(EnvironmentFault, match="missing or damaged"):
+        Ensemble.load(run)
+    after = files_of(run)
+    assert {name for name in after if name not in before or after[name][1] != before[name][1]} <= {".locks/.mutex"}
+
+
+@pytest.mark.fault("a file damaged, any of a finished run")
+def test_damage_lets_no_question_of_training_into_an_evaluation(experiment: Experiment, tmp_path: Path) -> None:
+    run = copied(experiment, tmp_path)
+    damage(run / "questions" / experiment.folder("train") / "all.parquet", "flipped")
+    file = write_rows(tmp_path / "more.jsonl", [*rows(3, 77), *rows(12, 0)[:2]])
+    line = one_line(ripieno("evaluate", run, "--dataset", file, "--epoch", "last"), 1)
+    assert "all.parquet: missing or damaged; `ripieno train`" in line
+
+
+@pytest.mark.fault("a file damaged, any of a finished run")
+@pytest.mark.parametrize("how", ["emptied", "missing"])
+def test_without_its_sums_a_run_is_not_trained_over(how: str, experiment: Experiment, tmp_path: Path) -> None:
+    run = copied(experiment, tmp_path)
+    damage(run / "checksums.jsonl", how)
+    before = files_of(run)
+    said = f"ripieno: {run / 'checksums.jsonl'}: missing or damaged; it cannot be made again; take it from a copy"
+    assert one_line(ripieno("train", experiment.config, "--run", run), 1).startswith(said)
+    assert one_line(ripieno("status", run, "--verify"), 1).startswith(said)
+    after = files_of(run)
+    assert [name for name in before if not name.startswith(".") and after[name] != before[name]] == []
+
+
+@pytest.mark.parametrize("name", ["metrics.jsonl", "timing.jsonl"])
+@pytest.mark.parametrize("how", ["cut", "emptied", "flipped", "missing"])
+@pytest.mark.fault("a file damaged, any of a finished run")
+def test_a_log_that_is_damaged_is_not_read(name: str, how: str, experiment: Experiment, tmp_path: Path) -> None:
+    """It says which members stopped and what they cost, and nothing makes it again."""
+    run = copied(experiment, tmp_path)
+    damage(run / name, how)
+    said = f"{run / name}: missing or damaged; it cannot be made again; take it from a copy of the run"
+    assert said in one_line(ripieno("report", run), 1)
+    assert "it cannot be made again" in ripieno("status", run, "--verify").out
+    if name == "metrics.jsonl":
+        for arguments in (("train", experiment.config, "--run", run), ("evaluate", run)):
+            assert said in one_line(ripieno(*arguments), 1)
+
+
+@pytest.mark.fault("a file damaged, any of a finished run")
+def test_a_record_that_is_damaged_costs_what_it_recorded(experiment: Experiment, tmp_path: Path) -> None:
+    run = copied(experiment, tmp_path)
+    records = (run / "checksums.jsonl").read_bytes().split(b"\n")
+    [at] = [n for n, line in enumerate(records) if b"members/001/epoch-002/adapter_model" in line]
+    records[at] = records[at][:-1]
+    (run / "checksums.jsonl").write_bytes(b"\n".join(records))
+    before = files_of(run)
+    works("train", experiment.config, "--run", run)
+    after = files_of(run)
+    assert {name for name in before if after[name][1] != before[name][1]} <= {"checksums.jsonl", "timing.jsonl"}
+    works("status", run, "--verify")
+    manifest = [n for n, line in enumerate(records) if b'"manifest.json"' in line]
+    (run / "checksums.jsonl").write_bytes(b"\n".join(line for n, line in enumerate(records) if n not in manifest))
+    done = one_line(ripieno("train", experiment.config, "--run", run), 1)
+    assert "checksums.jsonl: missing or damaged; it cannot be made again" in done
+
+
+def packed(engine: Engine) -> None:
+    """As `Engine.probe` decides for this model, without asking it."""
+    engine.packed, engine.notice = PackedEngine(engine.backbone, engine.stack), None
+
+
+@pytest.mark.fault("out of memory")
 def test_memory_that_is_not_there_is_the_environments_fault(
     experiment: Experiment, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Torch says so in a RuntimeError; what else raises one is a bug, and keeps its traceback."""
     file = write_rows(experiment.config.parent / "asked.jsonl", rows(2, 88))
-    monkeypatch.setattr(Engine, "scan", lambda *_, **__: torch.empty(2**50))
+    monkeypatch.setattr(PackedEngine, "scan", lambda *_, **__: torch.empty(2**50))
+    monkeypatch.setattr(Engine, "probe", packed)
     line = one_line(ripieno("evaluate", experiment.path, "--dataset", file, "--epoch", "0"), 1)
-    assert line == "ripieno: out of memory: lower compute.batch_tokens or compute.members_per_pass"
-    monkeypatch.setattr(Engine, "scan", lambda *_, **__: torch.empty(2) @ torch.empty(3))
+    assert line == (
+        "ripieno: out of memory: lower compute.batch_tokens from 1024 to 512, with --set in training, later in the "
+        "run's config.yaml"
+    )
+    monkeypatch.setattr(PackedEngine, "scan", lambda *_, **__: torch.empty(2) @ torch.empty(3))
     with pytest.raises(RuntimeError, match="size"):
         ripieno("evaluate", experiment.path, "--dataset", file, "--epoch", "0")
 
@@ -840,12 +807,13 @@ def test_help_and_no_arguments_explain_the_commands() -> None:
 # ---- signals ----------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.fault("SIGTERM and Ctrl-C")
 def test_a_signal_ends_a_run_that_the_same_command_goes_on_with(
     base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """SIGTERM to a process of its own, then Ctrl-C in the middle of a step of the second start."""
+    """SIGTERM to a process of its own, then Ctrl-C in the middle of a step of the second start: no step is lost."""
     data = {
-        "train": [write_rows(tmp_path / "a.jsonl", rows(4, 1))],
+        "train": [write_rows(tmp_path / "a.jsonl", rows(40, 1))],
         "test": [write_rows(tmp_path / "b.jsonl", rows(3, 2))],
     }
     config, run = write_config(tmp_path, base, data, training={"epochs": 2000}), tmp_path / "run"
@@ -858,11 +826,21 @@ def test_a_signal_ends_a_run_that_the_same_command_goes_on_with(
             assert process.poll() is None
             time.sleep(0.02)
         process.terminate()
+        asked = time.monotonic()
         out, err = process.communicate(timeout=60)
+        assert time.monotonic() - asked < 10
     line = one_line(Done(process.returncode, out, err), 143)
-    assert line == "ripieno: terminated; the same command goes on from the last whole epoch"
+    assert line == "ripieno: terminated; the same command goes on from what is saved"
 
-    step, taken = Trainer._step, iter(range(10))
+    def last() -> tuple[dict[int, int], dict[int, int]]:
+        """Return each member's last step, and the step of its last state."""
+        lines = [line for line in RunFolder(run).lines("metrics.jsonl") if line["kind"] == "step"]
+        states = sorted(file.stem.split("-step-") for file in (run / "resume").iterdir())
+        return {x["member"]: x["step"] for x in lines}, {int(member): int(step) for member, step in states}
+
+    steps, states = last()
+    assert steps == states
+    step, taken = Trainer._step, itertools.count()
 
     def interrupted(*given: Any) -> bool:
         if next(taken) == 9:
@@ -875,24 +853,23 @@ def test_a_signal_ends_a_run_that_the_same_command_goes_on_with(
         line = one_line(ripieno(*arguments), 130)
     finally:
         signal.signal(signal.SIGINT, before)
-    assert line == "ripieno: interrupted; the same command goes on from the last whole epoch"
+    assert line == "ripieno: interrupted; the same command goes on from what is saved"
 
     assert not [path for path in run.rglob(".*") if path.name not in (".locks", ".mutex")]  # no temporary file is left
-    steps = [(line["member"], line["step"]) for line in RunFolder(run).lines("metrics.jsonl")]
-    assert len(steps) == len(set(steps))  # the second start went on, and took no step again
-    for member in range(2):
-        numbers = [number for of, number in steps if of == member]
-        assert numbers == list(range(1, len(numbers) + 1))
-        assert len(numbers) >= 2 + 4
+    more, states = last()
+    assert more == states == {member: number + 5 for member, number in steps.items()}
+    taken_once = [(x["member"], x["step"]) for x in RunFolder(run).lines("metrics.jsonl")]
+    assert sorted(taken_once) == [(member, n) for member in range(2) for n in range(1, more[member] + 1)]
 
 
+@pytest.mark.fault("another config, base, data or library")
 def test_a_base_whose_files_changed_does_not_answer(experiment: Experiment, tmp_path: Path) -> None:
     """The folder has its name still, but the adapters were trained on other weights."""
     run = tmp_path / "run"
     subprocess.run(["cp", "-r", str(experiment.path), str(run)], check=True)
-    other = save_tiny(tmp_path / "other", seed=5)
     config = run / "config.yaml"
     content = yaml.safe_load(config.read_text(encoding="utf-8"))
+    other = save_tiny(tmp_path / Path(content["base"]["model"]).name, seed=5)
     content["base"]["model"] = str(other)
     config.write_text(yaml.safe_dump(content), encoding="utf-8")
     with pytest.raises(UserError, match=r"is not the base that .* was trained on"):

@@ -227,35 +227,6 @@ def test_validation_chooses_among_trials(base: Path, tmp_path: Path) -> None:
     assert single.training_tokens > sum(line["tokens"] for line in lines if line["what"] == "train")
 
 
-@pytest.mark.parametrize(
-    ("changes", "why"),
-    [
-        ({"rows": [ROWS[0], {**ROWS[4], "name": "single"}]}, "two are named 'single' in file names"),
-        ({"rows": [ROWS[0], {**ROWS[4], "name": "***"}]}, "'***' has neither letter nor digit"),
-        ({"rows": ROWS[1:]}, "reference: 'single' is no row; there are map, no prior"),
-        ({"rows": [ROWS[0], {**ROWS[4], "training": ["plain", "prior"]}]}, "every row is chosen among as many trials"),
-        ({"rows": [{**ROWS[0], "training": ["pain"]}]}, "'single' takes training 'pain'; there are dropout, plain"),
-        ({"rows": [{**ROWS[0], "metod": "x"}]}, "unknown key rows.0.metod; did you mean method?"),
-        ({"rows": [ROWS[0], {"name": "x", "method": "laplce"}]}, "method laplce: there are best"),
-        ({"rows": [ROWS[0], {"name": "x", "method": "tfb", "settings": {"tol": 1}}]}, "method tfb: unknown key tol"),
-        ({"trainings": {"plain": {"data.seed": 3}}, "rows": ROWS[:1]}, "trainings.plain: data.seed"),
-        (
-            {"trainings": {"plain": {"adapter": {"rank": 3}}}, "rows": ROWS[:1]},
-            "trainings.plain: adapter cannot change",
-        ),
-        ({"trainings": {"plain": {"training.members": 3}}, "rows": ROWS[:1]}, "set it once, outside of trainings"),
-        ({"trainings": {"plain": {"adapter.rank.x": 3}}, "rows": ROWS[:1]}, "rank is a value, not a section"),
-        ({"rows": [{**ROWS[0], "draws": 3}]}, "answers with its members as they are; leave draws out"),
-        ({"rows": [{**ROWS[0], "training": []}]}, "rows.0.training"),
-        ({"trainings": {"plain": {"training.epoch": 3}}, "rows": ROWS[:1]}, "unknown key training.epoch; did you mean"),
-    ],
-)
-def test_mistakes_are_named_before_any_work(changes: dict[str, Any], why: str, base: Path, tmp_path: Path) -> None:
-    done = ripieno("compare", write(tmp_path, base, **changes), "--run", tmp_path / "run")
-    assert (done.code, why in done.err, done.err.count("\n")) == (2, True, 1), done.err
-    assert not (tmp_path / "run" / "trainings").exists()
-
-
 def test_another_comparison_is_not_mixed_in(config: Path, folder: Path, tmp_path: Path) -> None:
     done = ripieno("compare", config, "--run", folder, "--set", "seeds=3")
     assert (done.code, "holds another comparison; what differs: seeds" in done.err) == (2, True)

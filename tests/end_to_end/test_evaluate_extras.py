@@ -155,7 +155,7 @@ def test_a_damaged_file_of_features_is_made_again_and_no_other(
         damaged.unlink()
     done = ripieno("evaluate", run.path)
     assert done.code == 1
-    assert "missing or damaged; `ripieno train` with the run's config writes it again" in done.err
+    assert "missing or damaged; `ripieno train` with the run's config makes it again" in done.err
 
 
 def test_texts_have_no_features_and_a_choice_too_long_to_score_leaves_its_question_out(
@@ -326,13 +326,9 @@ def test_choices_are_asked_of_what_is_named(base: Path, tmp_path: Path) -> None:
     works("evaluate", run.path, "--choices", "4")
     assert len(predictions_of(run)) == 1 + 2 * 2
     assert not (run.path / "features").exists()
-    for arguments, message in (
-        (["--choices", "6"], f"--choices 6: no question of {files['test']} has so many choices"),
-        (["--choices", "1"], "Invalid value for '--choices': Input should be greater than or equal to 2"),
-    ):
-        done = ripieno("evaluate", run.path, *arguments)
-        assert done.code == 2
-        assert message in done.err
+    done = ripieno("evaluate", run.path, "--choices", "6")
+    assert done.code == 2
+    assert f"--choices 6: no question of {files['test']} has so many choices" in done.err
 
 
 @pytest.mark.parametrize(

@@ -114,11 +114,7 @@ def test_cards_say_what_was_measured(run: Path, tmp_path: Path) -> None:
     assert "Nothing: these very weights were not evaluated" in (tmp_path / "out/mean/README.md").read_text()
 
 
-def test_what_cannot_be_exported_is_refused(run: Path, tmp_path: Path) -> None:
-    (tmp_path / "full").mkdir()
-    (tmp_path / "full/file").touch()
-    done = ripieno("export", run, "--output", tmp_path / "full")
-    assert (done.code, "is there already" in done.err) == (2, True)
+def test_a_rank_that_is_none_is_refused(run: Path, tmp_path: Path) -> None:
     done = ripieno("export", run, "--output", tmp_path / "new", "--rank", "7")
     assert (done.code, "rank 6 at most" in done.err) == (2, True)
     assert not (tmp_path / "new").exists()

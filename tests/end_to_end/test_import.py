@@ -19,10 +19,10 @@ from ripieno.parquet import read_parquet
 pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")  # PEFT's own
 
 
-def adapter(base: Path, folder: Path, seed: int, rank: int = 3) -> Path:
+def adapter(base: Path, folder: Path, seed: int) -> Path:
     """Save an adapter that PEFT made; its B is not zero."""
     torch.manual_seed(seed)
-    config = LoraConfig(r=rank, lora_alpha=6, target_modules=["q_proj", "o_proj"], task_type="CAUSAL_LM")
+    config = LoraConfig(r=3, lora_alpha=6, target_modules=["q_proj", "o_proj"], task_type="CAUSAL_LM")
     model = get_peft_model(AutoModelForCausalLM.from_pretrained(base), config)
     for name, weight in model.named_parameters():
         if "lora_B" in name:
@@ -52,24 +52,10 @@ def test_adapters_of_peft_become_a_run(base: Path, tmp_path: Path) -> None:
     works("evaluate", run, "--method", "laplace", "--setting", "prior_precision=10")
 
 
-def test_adapters_that_do_not_fit_are_refused(base: Path, tmp_path: Path) -> None:
-    data = {role: [write_rows(tmp_path / f"{role}.jsonl", rows(4, n))] for n, role in enumerate(("train", "test"))}
-    config, run = write_config(tmp_path, base, data), tmp_path / "run"
-    one, other = adapter(base, tmp_path / "one", 0), adapter(base, tmp_path / "other", 1, rank=2)
-    done = ripieno("import", config, one, other, "--run", run)
-    assert (done.code, "rank 2" in done.err, done.err.count("\n")) == (2, True, 1)
-    assert not (run / "config.yaml").exists()
-    elsewhere = write_config(tmp_path, tmp_path / "another-base", data)
-    done = ripieno("import", elsewhere, one, "--run", run)
-    assert done.code == 2
-    assert f"is an adapter of {str(base)!r}, and the config's base.model is" in done.err
-    config = write_config(tmp_path, base, data)
-    works("import", config, one, "--run", run)
-    done = ripieno("import", config, one, "--run", run)
-    assert (done.code, "holds a run already" in done.err) == (2, True)
-    seen = write_config(tmp_path, base, {"train": ["arc:easy/validation"], "test": ["arc:easy/validation[0%:10%]"]})
-    done = ripieno("import", seen, one, "--run", tmp_path / "seen")
-    assert done.code == 2
+def test_no_role_asks_what_the_adapters_were_trained_on(base: Path, tmp_path: Path) -> None:
+    """Of a released set too, where a run that trains its own members would leave such questions out."""
+    config = write_config(tmp_path, base, {"train": ["arc:easy/validation"], "test": ["arc:easy/validation[0%:10%]"]})
+    done = ripieno("import", config, adapter(base, tmp_path / "one", 0), "--run", tmp_path / "run")
+    assert (done.code, done.err.count("\n")) == (2, 1)
     assert "questions that the adapters were trained on are in data.test too" in done.err
-    done = ripieno("import", config, tmp_path / "nowhere", "--run", tmp_path / "new")
-    assert (done.code, "nowhere: no folder, and no hub id" in done.err) == (2, True)
+    assert not (tmp_path / "run" / "config.yaml").exists()

@@ -215,19 +215,12 @@ def test_what_cannot_be_drawn_is_refused(run: Path, base: Path, tmp_path: Path) 
     data = {role: [write_rows(tmp_path / f"{role}.jsonl", rows(4, n))] for n, role in enumerate(("train", "test"))}
     works("train", write_config(tmp_path, base, data), "--run", plain)
     refused = {
-        ("evaluate", plain, "--method", "dropout"): "it was trained without dropout; set adapter.dropout",
         ("evaluate", plain, "--method", "checkpoints"): "2 draws take as many epochs, and there are 1; ask fewer draws",
-        ("evaluate", run, "--method", "laplce"): "method laplce: there are best, checkpoints, dropout",
-        ("evaluate", run, "--method", "dropout", "--member", "2"): "has members 0 to 1",
-        ("evaluate", run, "--method", "dropout", "--draws", "0"): "--draws 0: give 1 at least",
-        ("evaluate", run, "--method", "dropout", "--epoch", "0"): "--epoch 0: is the base, which was not trained",
         ("evaluate", run, "--method", "checkpoints", "--setting", "all_members=true"): "asks several members",
         ("evaluate", run, "--method", "ensemble"): "its answers are among the members' own; leave --method out",
         ("evaluate", plain, "--method", "tfb"): "it has no data.validation to search by",
         ("evaluate", plain, "--method", "variational"): "set training.variational",
         ("evaluate", run, "--method", "map"): "leave --method out",
-        ("evaluate", run, "--method", "laplace", "--setting", "factor=2"): "unknown key factor; did you mean factors?",
-        ("evaluate", run, "--draws", "3"): "--draws, --member and --setting: say of which --method",
         ("evaluate", run, "--tokens", "all", "--draws", "3"): "--draws, --member and --setting: say of which --method",
         ("evaluate", run, "--method", "dropout", "--unconditional"): "--unconditional: is not offered with --method",
     }

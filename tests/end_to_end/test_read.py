@@ -235,58 +235,6 @@ def test_epochs_and_sets_are_chosen(run: Run, tmp_path: Path) -> None:
 # ---- mistakes ---------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    ("name", "content", "said"),
-    [
-        ("gone.txt", None, "no such file"),
-        ("gone.jsonl", None, "no such file"),
-        ("empty.txt", b"", "is empty"),
-        ("latin.txt", "naïve".encode("latin-1"), "not UTF-8"),
-        ("picture.png", b"\x89PNG\r\n\x1a\n\x00\x00", "not UTF-8"),
-        ("zeros.bin", b"abc\x00def", "binary"),
-        ("broken.jsonl", b'{"text": "a bird"}\n{"text": "a ', "line 2"),
-        ("questions.jsonl", b'{"question": "What?", "choices": ["a", "b"]}\n', "`text`"),
-        ("nothing.jsonl", b"\n", "no rows"),
-        ("token.txt", b"a", "one token"),
-    ],
-)
-def test_a_file_that_cannot_be_read_is_named_in_one_line(
-    run: Run, tmp_path: Path, name: str, content: bytes | None, said: str
-) -> None:
-    file = tmp_path / name
-    if content is not None:
-        file.write_bytes(content)
-    done = ripieno("read", run.path, "--text", file, "--output", tmp_path / "out", "--quiet")
-    assert (done.code, done.out) == (2, "")
-    [line] = done.err.splitlines()
-    assert line.startswith("ripieno: ")
-    assert str(file) in line
-    assert said in line
-    assert not (tmp_path / "out").exists()
-
-
-def test_other_mistakes_are_one_line_too(run: Run, tmp_path: Path) -> None:
-    file = text_file(tmp_path)
-    unanswered = write_rows(tmp_path / "unanswered.jsonl", [{"question": "What?", "choices": ["a", "b"]}])
-    for code, said, arguments in [
-        (2, "not a run folder", ("read", tmp_path, "--text", file)),
-        (2, "epochs 0 (the base) to 2", ("read", run.path, "--text", file, "--epoch", "3")),
-        (2, "--epoch soon", ("read", run.path, "--text", file, "--epoch", "soon")),
-        (2, "one epoch", ("read", run.path, "--text", file, "--epoch", "all")),
-        (2, "is a file", ("read", run.path, "--text", file, "--output", file)),
-        (2, "--text", ("read", run.path)),
-        (2, "has an answer", ("evaluate", run.path, "--tokens", "all", "--dataset", unanswered)),
-        (2, "epochs 0", ("evaluate", run.path, "--tokens", "all", "--epoch", "9")),
-        (2, "--tokens", ("evaluate", run.path, "--tokens", "some")),
-        (2, "only --dataset and --epoch", ("evaluate", run.path, "--tokens", "all", "--fixed-letters")),
-        (1, "cannot be written", ("read", run.path, "--text", file, "--output", file / "below")),
-    ]:
-        done = ripieno(*arguments)
-        assert done.code == code, done
-        [line] = done.err.splitlines()
-        assert said in line
-
-
 def test_a_damaged_adapter_is_named(run: Run, tmp_path: Path) -> None:
     file = text_file(tmp_path)
     adapter = run.path / "members/001/epoch-001/adapter_model.safetensors"

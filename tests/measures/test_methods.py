@@ -291,7 +291,7 @@ def test_a_set_whose_prompts_the_base_did_not_read_says_so(tmp_path: Path) -> No
         ({"reference": "nobody"}, "which is no row's name"),
         ({"replicates": 6}, r"has the replicates \[0, 1, 2, 3, 4\], but rows.json says 0 to 5"),
         ({"test": ["home/other"]}, "no predictions of home/other; there are those of away/test, home/test, home/train"),
-        ({"schema": 2}, "Input should be 1"),
+        ({"schema": 2}, r"written by a newer version of ripieno \(schema 2; this one reads 1\)"),
     ],
 )
 def test_a_folder_that_does_not_go_together_is_refused(tmp_path: Path, change: dict[str, Any], message: str) -> None:

@@ -155,6 +155,17 @@ def test_a_config_without_its_keys_is_damaged(tmp_path: Path) -> None:
         world("llama").stack.load_peft(0, tmp_path)
 
 
+@pytest.mark.parametrize(
+    "change", [{"r": "x"}, {"r": 10**400}, {"r": [2]}, {"lora_alpha": {}}, {"target_modules": 3}, []]
+)
+def test_a_config_with_other_values_is_damaged(tmp_path: Path, change: dict[str, object] | list[object]) -> None:
+    plain = {"peft_type": "LORA", "target_modules": ["q_proj"], "r": 2, "lora_alpha": 4}
+    content = json.dumps({**plain, **dict(change)})
+    (tmp_path / "adapter_config.json").write_text(content if change else "[" * 100_000)
+    with pytest.raises((EnvironmentFault, UserError), match=r"adapter_config\.json|rank"):
+        world("llama").stack.load_peft(0, tmp_path)
+
+
 # Targets
 
 

@@ -110,7 +110,7 @@ def test_choices_are_scored_anew_in_all_that_was_given(tmp_path):
 
 
 def test_what_is_no_input_is_named(tmp_path):
-    with pytest.raises(UserError, match=r"nowhere\.parquet: no such file or run folder"):
+    with pytest.raises(UserError, match=r"nowhere\.parquet: there is no such file or run folder"):
         gather([tmp_path / "nowhere.parquet"])
     with pytest.raises(UserError, match="a folder; --ood takes files"):
         gather([written(tmp_path / "a.parquet", answers("home/test", seed=0, n=5))], [tmp_path])

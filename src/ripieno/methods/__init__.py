@@ -98,7 +98,7 @@ def named(name: str, settings: Mapping[str, Any] | None = None) -> Method:
         UserError: there is none of that name, or it has no such setting.
     """
     if name not in names():
-        raise UserError(f"method {name}: there are {', '.join(names())}")
+        raise UserError(f"method {name}: there is none of that name; there are {', '.join(names())}")
     kind: type[Method] = getattr(importlib.import_module(f"{__name__}.{name}"), name.capitalize())
     try:
         return kind.model_validate(settings or {})

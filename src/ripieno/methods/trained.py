@@ -11,7 +11,8 @@ from torch import Tensor
 
 from ripieno import measures
 from ripieno.config import Config
-from ripieno.data.question import Question, read_questions
+from ripieno.data.kept import kept_questions
+from ripieno.data.question import Question
 from ripieno.data.splits import DatasetName
 from ripieno.ensemble import Ensemble
 from ripieno.errors import UserError
@@ -19,7 +20,7 @@ from ripieno.model.prediction import Asked
 from ripieno.model.trees import TokenTree
 from ripieno.predictions import Predictions
 from ripieno.progress import Progress
-from ripieno.runs import RunFolder, adapter_epochs, require_adapter
+from ripieno.runs import IMPORTED, RunFolder, adapter_epochs, require_adapter
 from ripieno.training.loop import Examples, member_seed
 
 # A member, its epoch, and what it was asked.
@@ -109,7 +110,7 @@ class Trained:
         Raises:
             UserError: it was trained elsewhere, so that is not known.
         """
-        if self.run.manifest()["imported"]:
+        if self.run.manifest()["members"] == IMPORTED:
             raise UserError(
                 f"{self.run.path}: its adapters were imported, so it is not known where their training started, around "
                 "which the prior stands; choose --setting prior_precision=validation, or a number"
@@ -174,8 +175,7 @@ class Trained:
         return self.encoded["validation"]
 
     def _questions(self, sets: Sequence[str]) -> list[Question]:
-        names = map(DatasetName.parse, sets)
-        return [q for name in names for q in read_questions(self.run.questions(name.folder, name.file))]
+        return [question for name in map(DatasetName.parse, sets) for question in kept_questions(self.run, name)]
 
 
 def pooled_nll(p: Predictions, pooling: Literal["prob", "logit"] = "prob") -> float:

@@ -17,12 +17,14 @@ from typing import Any, NamedTuple
 
 import safetensors.torch
 import torch
+from pydantic import ValidationError
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-from ripieno.config import Adapter, in_turn
+from ripieno.config import Adapter, explain, in_turn
 from ripieno.errors import EnvironmentFault, UserError
 from ripieno.model.hub import snapshot
+from ripieno.userfiles import short
 
 _HUB_ID = re.compile(r"\w[\w.-]*/\w[\w.-]*(/\w[\w.-]*)?")
 ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors")
@@ -335,7 +337,7 @@ class AdapterStack:
         if (config.rank, config.scale) != (self.config.rank, self.config.scale):
             raise UserError(
                 f"{folder}: rank {config.rank}, scale {config.scale:g}; the other members have rank "
-                f"{self.config.rank}, scale {self.config.scale:g}"
+                f"{self.config.rank}, scale {self.config.scale:g}; take adapters of one rank and scale"
             )
         try:
             tensors = safetensors.torch.load_file(folder / "adapter_model.safetensors")
@@ -352,7 +354,10 @@ class AdapterStack:
         expected = {f"{PEFT_PREFIX}{name}.lora_{side}.weight" for name in self.layers for side in "AB"}
         if expected != set(tensors):
             odd = sorted(expected ^ set(tensors))[0]
-            raise UserError(f"{source}: its layers are not those of the other members or of this base ({odd})")
+            raise UserError(
+                f"{source}: its layers are not those of the other members or of this base ({odd}); leave it out, or "
+                "mend target_modules in its adapter_config.json"
+            )
         with torch.no_grad():
             for name, layer in self.layers.items():
                 for side, target in (("A", layer.A[position]), ("B", layer.B[position])):
@@ -360,7 +365,7 @@ class AdapterStack:
                     if weight.shape != target.shape:
                         raise UserError(
                             f"{source}: {name} is {tuple(weight.shape)} there, {tuple(target.shape)} here; "
-                            "the adapter was trained on another base"
+                            "the adapter was trained on another base, or its adapter_config.json was changed"
                         )
                     target.copy_(weight)
 
@@ -376,19 +381,23 @@ def read_peft_config(folder: Path) -> Adapter:
     content = _read_json(path)
     odd = [key for key in NOT_PLAIN if content.get(key)]
     if content.get("peft_type") != "LORA" or content.get("bias", "none") != "none" or odd:
-        raise UserError(f"{path}: only plain LoRA adapters are read ({', '.join(odd) or content.get('peft_type')})")
+        kind = ", ".join(odd) or content.get("peft_type")
+        raise UserError(f"{path}: only plain LoRA adapters are read, and this one has {kind}; leave it out")
     if missing := [key for key in ("target_modules", "r", "lora_alpha") if not content.get(key)]:
-        raise EnvironmentFault(f"{path}: damaged, no {missing[0]} in it")
+        raise EnvironmentFault(f"{path}: damaged, no {missing[0]} in it; take it again from where it came")
     targets = content["target_modules"]
     if isinstance(targets, str) and targets != "all-linear":
         raise UserError(f"{path}: target_modules is the pattern {targets!r}; list the modules by name")
-    return Adapter(
-        targets="all-linear" if targets == "all-linear" else tuple(targets),
-        rank=content["r"],
-        alpha=content["lora_alpha"],
-        dropout=content.get("lora_dropout", 0.0),
-        rslora=content.get("use_rslora", False),
-    )
+    try:
+        return Adapter(
+            targets="all-linear" if targets == "all-linear" else targets,
+            rank=content["r"],
+            alpha=content["lora_alpha"],
+            dropout=content.get("lora_dropout", 0.0),
+            rslora=content.get("use_rslora", False),
+        )
+    except ValidationError as error:
+        raise EnvironmentFault(f"{path}: damaged ({explain(error, Adapter)})") from None
 
 
 def locate(source: str | Path) -> Path:
@@ -407,7 +416,7 @@ def locate(source: str | Path) -> Path:
         files = ["/".join((*inside, file)) for file in ADAPTER_FILES]
         folder = snapshot(source, f"{organisation}/{name}", files).joinpath(*inside)
     elif not folder.is_dir():
-        raise UserError(f"{source}: no folder, and no hub id (ORGANISATION/NAME or ORGANISATION/NAME/FOLDER)")
+        raise UserError(f"{source}: no folder, and no hub id (ORGANISATION/NAME or ORGANISATION/NAME/FOLDER); mend it")
     if missing := [file for file in ADAPTER_FILES if not (folder / file).is_file()]:
         raise UserError(
             f"{source}: holds no {missing[0]}, so it is no PEFT folder; name the folder of one adapter (in a "
@@ -428,8 +437,8 @@ def read_base_name(folder: Path) -> str:
 def _read_json(path: Path) -> Mapping[str, Any]:
     try:
         content: Mapping[str, Any] = dict(json.loads(path.read_bytes()))
-    except (OSError, ValueError, TypeError) as error:
-        raise EnvironmentFault(f"{path}: missing or damaged ({error})") from error
+    except (OSError, ValueError, TypeError, RecursionError) as error:
+        raise EnvironmentFault(f"{path}: missing or damaged ({short(error)})") from error
     return content
 
 

@@ -17,7 +17,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
 
 from ripieno import config
 from ripieno.data.packages import MODEL, cache_folder, fetch
-from ripieno.errors import UserError
+from ripieno.errors import EnvironmentFault, UserError
 from ripieno.model.hub import snapshot
 from ripieno.runs import sha256_of
 
@@ -67,18 +67,32 @@ def load(base: config.Base, device: str | torch.device = "cpu") -> Backbone:
 
     Raises:
         UserError: there is no such model, or it is not a causal language model with a tokenizer.
+        EnvironmentFault: its weights are damaged.
     """
     folder, revision = locate(base)
     if not list(folder.glob("*.safetensors")):
-        raise UserError(f"{base.model}: no safetensors weights in {folder} (pickled weights are never read)")
+        raise UserError(
+            f"base.model {base.model}: holds no safetensors weights (pickled weights are never read); save the model "
+            "by save_pretrained, which writes them"
+        )
     dtype = getattr(torch, base.dtype)
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=base.trust_remote_code)
+    except (ValueError, OSError, KeyError) as error:
+        raise UserError(f"base.model {base.model}: its tokenizer cannot be loaded: {_one_line(error)}") from error
+    try:
         model = AutoModelForCausalLM.from_pretrained(
             folder, dtype=dtype, use_safetensors=True, trust_remote_code=base.trust_remote_code
         )
-    except (ValueError, OSError, KeyError, SafetensorError) as error:
-        raise UserError(f"{base.model}: cannot be loaded as a causal language model: {_one_line(error)}") from error
+    except (ValueError, OSError, KeyError) as error:
+        raise UserError(
+            f"base.model {base.model}: cannot be loaded as a causal language model: {_one_line(error)}"
+        ) from error
+    except SafetensorError as error:
+        raise EnvironmentFault(
+            f"base.model {base.model}: its weights are damaged ({_one_line(error)}); take them again from where they "
+            "came"
+        ) from error
     # Evaluation mode in training too: of the base nothing is trained, and its own dropout would be unseeded noise.
     model.requires_grad_(False).eval().to(device)
     identity = {
@@ -100,12 +114,14 @@ def locate(base: config.Base) -> tuple[Path, str | None]:
     path = Path(base.model).expanduser()
     if path.suffix == ".gguf":
         if not path.is_file():
-            raise UserError(f"base.model: no such file: {path}")
+            raise UserError(f"base.model {path}: there is no such file; mend the path")
         return _from_gguf(path), None
     if path.is_dir():
         return path, None
     if path.is_absolute() or base.model.count("/") != 1:
-        raise UserError(f"base.model {base.model!r}: no folder, no .gguf file, and no hub id (ORGANISATION/NAME)")
+        raise UserError(
+            f"base.model {base.model!r}: no folder, no .gguf file, and no hub id (ORGANISATION/NAME); mend it"
+        )
     patterns = [*HUB_FILES, "*.py"] if base.trust_remote_code else HUB_FILES
     folder = snapshot(f"base.model {base.model!r}", base.model, patterns, base.revision)
     return folder, folder.name
@@ -122,10 +138,12 @@ def _from_gguf(path: Path) -> Path:
             return target
         temporary = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}."))
         try:
-            tokenizer = AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name)
+            # Said outright: where nothing is said, code beside the file would be asked about at a terminal.
+            tokenizer = AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name, trust_remote_code=False)
             model = AutoModelForCausalLM.from_pretrained(
                 path.parent,
                 gguf_file=path.name,
+                trust_remote_code=False,
                 dtype=torch.float32,
                 # without it the quantised weights stay, and cannot be saved
                 quantization_config=GgufConfig(dequantize=True),
@@ -134,7 +152,10 @@ def _from_gguf(path: Path) -> Path:
             model.save_pretrained(temporary)
             temporary.rename(target)
         except (ValueError, KeyError, OSError) as error:
-            raise UserError(f"{path}: cannot be read as a causal language model: {_one_line(error)}") from error
+            raise UserError(
+                f"base.model {path}: cannot be read as a causal language model: {_one_line(error)} Give the model's "
+                "safetensors, as a hub id or a folder"
+            ) from error
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
     return target

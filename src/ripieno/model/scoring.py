@@ -16,6 +16,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from ripieno import memory
 from ripieno.model.adapters import AdapterStack
 from ripieno.model.attention import NotServedError
 from ripieno.model.backbone import Backbone
@@ -200,7 +201,7 @@ class Engine:
         P = max(len(members), 1)
         one = self.stack is not None and len(members) == 1 and dropout_seeds is None
         merged = self.stack.merged(members[0]) if self.stack and one else nullcontext()
-        with merged:
+        with merged, memory.enough(P, budget):
             if self.packed:
                 for index, found in self.packed.scan(members, trees, budget, dropout_seeds):
                     yield index, arranged(found, [[trees[n] for n in index]] * P)

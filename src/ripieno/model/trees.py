@@ -161,7 +161,7 @@ class Encoder:
                 sequence = self._text(row)
                 if sequence.length > self._limit(max_tokens):
                     if too_long != "drop":
-                        raise UserError(self._too_long(row.id, sequence.length, max_tokens))
+                        raise UserError(self._too_long(row.id, row.text, sequence.length, max_tokens))
                     dropped.append(row)
                     continue
             else:
@@ -197,7 +197,7 @@ class Encoder:
         if too_long == "drop":
             return None
         if too_long == "error" or not question.context:
-            raise UserError(self._too_long(question.id, encoded.length, max_tokens))
+            raise UserError(self._too_long(question.id, question.question, encoded.length, max_tokens))
         # The end of a passage stands nearest to the question, so words go from its front, as few as will do.
         words = question.context.split(" ")
         fewest, most = 1, len(words)
@@ -209,16 +209,19 @@ class Encoder:
                 fewest = cut + 1
         encoded = encode(_without_words(question, words, most))
         if encoded.length > limit:
-            raise UserError(self._too_long(question.id, encoded.length, max_tokens))
+            raise UserError(self._too_long(question.id, question.question, encoded.length, max_tokens))
         return encoded
 
     def _limit(self, max_tokens: int | None) -> float:
         return min(limit for limit in (max_tokens, self.limit, float("inf")) if limit is not None)
 
-    def _too_long(self, row: str, length: int, max_tokens: int | None) -> str:
+    def _too_long(self, row: str, text: str, length: int, max_tokens: int | None) -> str:
+        limit = self._limit(max_tokens)
+        more = "(the base reads no more)" if limit == self.limit else "(raise max_tokens)"
         return (
-            f"question {row!r} takes {length} tokens, {self._limit(max_tokens):.0f} are allowed: raise max_tokens, or "
-            "set too_long to drop or shorten_context (which cuts the context, never the question or its choices)"
+            f"question {row!r} takes {length} tokens, {limit:.0f} are allowed {more}: shorten it, or set too_long to "
+            "drop or shorten_context (which cuts the context, never the question or its choices); it begins "
+            f"{_beginning(text)}"
         )
 
     def _tree(self, question: Question) -> TokenTree:
@@ -292,7 +295,7 @@ class Encoder:
         if alphabet and len(question.choices) > len(alphabet):
             raise UserError(
                 f"question {question.id!r} has {len(question.choices)} choices, letters end at {len(alphabet)}; "
-                "use a text template"
+                f"use a text template (prompt.template text or text-listed); it begins {_beginning(question.question)}"
             )
         return self.template.fill(question)
 
@@ -328,7 +331,8 @@ class Encoder:
             if len(branch) != 1:
                 raise UserError(
                     f"question {question.id!r}: the letter {answer!r} takes {len(branch)} tokens of this tokenizer, "
-                    f"template {self.template.name!r} needs one; use a text template"
+                    f"template {self.template.name!r} needs one; use a text template (prompt.template text or "
+                    "text-listed)"
                 )
         if len(set(branches)) < len(branches):
             raise UserError(f"question {question.id!r}: two letters are the same token of this tokenizer")
@@ -341,6 +345,11 @@ class Encoder:
         if any(len(tail) != 1 for tail in tails):
             raise UserError(f"template {self.template.name!r}: a letter of a to e is not one token of this tokenizer")
         return tuple(tail[0] for tail in tails)
+
+
+def _beginning(text: str) -> str:
+    """Return how a text begins: an id that was made up is not in its file, these words are."""
+    return repr(text if len(text) <= 40 else f"{text[:40]} ...")
 
 
 def _shared_front(rows: Sequence[Sequence[int]]) -> int:

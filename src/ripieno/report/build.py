@@ -10,6 +10,7 @@ from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
+from ripieno.escaping import csv_cell
 from ripieno.measures.table import Analysis, Comparison, Flow, Row, SizePoint
 from ripieno.predictions import Predictions
 from ripieno.report import compare, figures, promise, story, tables
@@ -196,13 +197,8 @@ def _csv(kind: type[Any], items: Iterable[Any]) -> str:
     writer = csv.writer(buffer, lineterminator="\n")
     columns = [field.name for field in fields(kind)]
     writer.writerow(columns)
-    writer.writerows([harmless(getattr(item, column)) for column in columns] for item in items)
+    writer.writerows([csv_cell(getattr(item, column)) for column in columns] for item in items)
     return buffer.getvalue()
-
-
-def harmless(value: Any) -> Any:
-    """Return a text cell that no spreadsheet runs as a formula (a leading apostrophe makes it text)."""
-    return f"'{value}" if isinstance(value, str) and value.startswith(("=", "+", "-", "@", "\t", "\r")) else value
 
 
 def _last(summary: Summary, predictions: Sequence[Predictions], results: Results) -> list[Predictions]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from itertools import pairwise
@@ -46,6 +47,9 @@ def gather(
     """
     if axes is not None and axes not in get_args(Axes):
         raise UserError(f"--axes {axes}: give {' or '.join(get_args(Axes))}: m members, n questions, k choices")
+    [(often, count)] = Counter(path.resolve() for path in sources).most_common(1)
+    if count > 1:
+        raise UserError(f"{often}: is given twice; give it once")
     runs = _repeated([RunFolder(path) for path in sources if path.is_dir()])
     files = [p for path in sources if not path.is_dir() for p in _read(path, axes)]
     outside = [p for path in ood for p in _read(path, axes)]
@@ -113,7 +117,7 @@ def _familiar(runs: Sequence[Evidence]) -> Floats | None:
 
 def _read(path: Path, axes: str | None) -> list[Predictions]:
     if not path.exists():
-        raise UserError(f"{path}: no such file or run folder")
+        raise UserError(f"{path}: there is no such file or run folder; mend the path")
     if path.is_dir():
         raise UserError(f"{path}: a folder; --ood takes files of predictions, such as those in RUN/predictions")
     return read_predictions(path, "mnk" if axes == "mnk" else "nmk" if axes == "nmk" else None)
@@ -139,7 +143,10 @@ def _labelled(predictions: Sequence[Predictions], labels: Sequence[str]) -> list
     for p in predictions:
         K = p.mask.shape[1]
         if len(labels) != K or not p.mask.all():
-            raise UserError(f"--labels: {len(labels)} labels, but {p.name} has questions of other numbers of choices")
+            raise UserError(
+                f"--labels: {len(labels)} labels, but {p.name} has questions of other numbers of choices; "
+                "give a label a choice, or leave --labels out"
+            )
     return [replace(p, metadata={**p.metadata, "labels": list(labels)}) for p in predictions]
 
 
@@ -160,4 +167,4 @@ def _rescored(evidence: Evidence, normalisation: str) -> Evidence:
             matched=anew(evidence.matched),
         )
     except ValueError as error:
-        raise UserError(f"--normalisation {normalisation}: {error}") from None
+        raise UserError(f"--normalisation {normalisation}: {error}; leave it out") from None

@@ -12,10 +12,11 @@ from typing import Any
 
 from ripieno.comparison import MethodRow, read
 from ripieno.errors import EnvironmentFault
+from ripieno.escaping import csv_cell
 from ripieno.measures import methods
 from ripieno.measures.methods import Cell, Difference, MethodsTable, Ratios
 from ripieno.report import curves
-from ripieno.report.build import environment, harmless
+from ripieno.report.build import environment
 from ripieno.report.drawing import Panel
 from ripieno.report.methods_story import after, descriptive, main_variant, mark, tell
 from ripieno.report.names import BASELINES, MEASURES
@@ -85,7 +86,7 @@ def to_csv(found: MethodsTable) -> str:
     writer = csv.writer(buffer, lineterminator="\n")
     writer.writerow((*CSV, *CSV_MORE))
     for line in (*map(_csv_cell, found.cells), *_csv_trivial(found), *_csv_rows(found)):
-        writer.writerow([harmless(line.get(column)) for column in (*CSV, *CSV_MORE)])
+        writer.writerow([csv_cell(line.get(column)) for column in (*CSV, *CSV_MORE)])
     return buffer.getvalue()
 
 

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from ripieno import decisions
+from ripieno.data.kept import kept_questions
 from ripieno.data.prompts import TEMPLATES
 from ripieno.data.question import Question, content_key, read_questions
 from ripieno.data.splits import DatasetName
@@ -28,7 +29,7 @@ from ripieno.predictions import Predictions
 from ripieno.report import explorer
 from ripieno.report.build import Summary, build, build_comparison, write_tables
 from ripieno.report.promise import CertifiedRun
-from ripieno.runs import BASE, METHOD, RunFolder, sha256_of, stopped_members
+from ripieno.runs import BASE, METHOD, RunFolder, failed_members, sha256_of
 
 
 def report(run: RunFolder, *, costs: Costs | None = None, bins: int = BINS) -> Path:
@@ -143,7 +144,7 @@ def _require_whole(run: RunFolder) -> None:
 
     A set whose whole folder was removed is taken out on purpose.
     """
-    for path in dict.fromkeys(line["path"] for line in run.lines("checksums.jsonl")):
+    for path in run.recorded():
         file = run.path / path
         kept = file.exists() or any(file.parent.glob("*.parquet"))
         if path.startswith(("predictions/", "features/")) and kept and not run.whole(file):
@@ -177,7 +178,7 @@ def _question_files(run: RunFolder) -> dict[str, Path]:
         beside = run.questions(file.parent.parent.name, file.parent.name)
         if run.whole(file) and beside not in found.values():
             found |= {p.name: beside for p in read_parquet(file)[:1]}
-    return {name: file for name, file in found.items() if run.whole(file)}
+    return {name: file for name, file in found.items() if run.holds(file)}
 
 
 def _about(file: Path, features: Features | None) -> About:
@@ -261,8 +262,7 @@ def _certified(
         return None, ["What was promised is of other members than those of this run now, and is not shown."]
     data = run.config().data
     deciding = map(DatasetName.parse, (*data.validation, *data.calibration, *data.certification))
-    files = [run.questions(name.folder, name.file) for name in deciding]
-    seen = {content_key(question) for file in files if run.whole(file) for question in read_questions(file)}
+    seen = {content_key(question) for name in deciding for question in kept_questions(run, name)}
     met = [name for name, of_set in questions.items() if not seen.isdisjoint(map(content_key, of_set))]
     choices = {name: {q.id: q.choices for q in of_set} for name, of_set in questions.items() if name not in met}
     return CertifiedRun(Certificate.from_json(promised["certificate"]), choices), [
@@ -310,7 +310,6 @@ def notes(run: RunFolder) -> list[str]:
         )
     if run.manifest()["shared_calibration"]:
         said.append("The temperature was fitted on the validation questions, which also chose when to stop.")
-    failed = [m for m, (_, kept) in stopped_members(run).items() if kept is None]
-    if failed:
+    if failed := failed_members(run):
         said.append(f"Left out, because their training failed: member {', '.join(map(str, failed))}.")
     return said

@@ -40,24 +40,6 @@ def units(config: Config, questions: int) -> int:
     return found
 
 
-def level(last: Mapping[int, int], stopped: Mapping[int, int]) -> tuple[dict[int, int], dict[int, int]]:
-    """Return where members that depend on one another go on, and which of them had stopped by then.
-
-    They go on together, from the last epoch that all who still train have finished. What any of them did after it is
-    done again, a stop too: until then the others were driven by the one that stopped.
-
-    Args:
-        last: position -> the last epoch of which there is a checkpoint.
-        stopped: position -> the epoch in which it stopped, of those that did.
-    """
-    running = [epoch for p, epoch in last.items() if p not in stopped]
-    if not running:
-        return dict(last), dict(stopped)
-    begin = min(running)
-    for_good = {p: epoch for p, epoch in stopped.items() if epoch <= begin}
-    return {p: epoch if p in for_good else begin for p, epoch in last.items()}, for_good
-
-
 def shares(log_probs: Tensor) -> Tensor:
     """Return [M, n, K]: p_m (log p_m - log mean) / M, which sum to MI and are its slopes in log p_m.
 

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from ripieno import memory, signals
 from ripieno.config import Config, in_turn
 from ripieno.data.question import Question, Text
 from ripieno.model.adapters import AdapterStack
@@ -23,6 +24,7 @@ from ripieno.seeds import derive, generator
 from ripieno.training import checkpoints, diversity, losses
 from ripieno.training.variational import Posterior
 
+SPENT = ("questions", "seconds", "tokens")  # of a line of timing.jsonl, what adds up over starts
 Row = TokenTree | TokenSequence
 # A member's validation: positions in the stack -> (NLL, accuracy) each.
 Validate = Callable[[Sequence[int]], list[tuple[float, float]]]
@@ -137,52 +139,100 @@ class Trainer:
     repulsion: diversity.Driver | None = None
 
     def train(self) -> None:
-        """Train every member to the last epoch, from wherever each one's last checkpoint is.
+        """Train every member to the last epoch, from wherever it can go on.
 
-        A member whose loss is not finite stops there, and is left out of later epochs; the others go on.
+        A member whose loss is not finite stops there, and is left out of later epochs; the others go on. A signal waits
+        until the step that it came in is taken, and the members' states are saved.
         """
         training = self.config.training
         positions = range(len(self.stack.members))
         self.posterior = Posterior(self.stack, training.variational) if training.variational else None
-        last = {p: self._last_epoch(p) for p in positions}
-        stopped = self._stopped()
-        if self.repulsion:
-            last, stopped = diversity.level(last, stopped)
-        self._cut_metrics({self.stack.members[p]: last[p] for p in positions if p not in stopped})
-        for p in positions:
-            if last[p] and p not in stopped:
-                self._stop_if_patient(p, last[p])  # a crash may have come between a checkpoint and this
+        self.steps, stopped = self._begin()
+        # After an epoch's last step the epoch itself may be unfinished: its state comes before validation and adapter.
+        self.finished = {p: min(step // self.per_epoch, self._adapters(p)) for p, step in self.steps.items()}
+        self._cut_metrics([p for p in positions if p not in stopped])
+        for p, epoch in self.finished.items():
+            if epoch and self.steps[p] == epoch * self.per_epoch and p not in stopped:
+                self._stop_if_patient(p, epoch)  # a crash may have come between a checkpoint and this
         self.optimizers = {p: self._optimizer(p) for p in positions}
-        self.steps = {p: self._start(p, last[p]) for p in positions if last[p] < training.epochs}
-        per_epoch = math.ceil(len(self.examples.rows) / training.batch_size)
-        for epoch in range(1, training.epochs + 1):
-            running = [p for p in positions if last[p] < epoch and p not in self._stopped()]
-            skipped = len(positions) - len(running)
-            self.progress.advance(skipped * diversity.units(self.config, len(self.examples.rows)))
-            if running:
-                self._epoch(epoch, running, per_epoch * training.epochs)
+        self.work = {p: self._start(p) for p in positions}
+        with signals.held() as self.signal:
+            for epoch in range(1, training.epochs + 1):
+                stopped = self._stopped()
+                running = [p for p in positions if self.finished[p] < epoch and p not in stopped]
+                skipped = len(positions) - len(running)
+                self.progress.advance(skipped * diversity.units(self.config, len(self.examples.rows)))
+                if running and not self.signal.arrived:
+                    self._epoch(epoch, running)
+            self.run.arrange("metrics.jsonl", _in_order)
 
-    def _epoch(self, epoch: int, running: list[int], total_steps: int) -> None:
+    @property
+    def per_epoch(self) -> int:
+        """Steps of an epoch."""
+        return math.ceil(len(self.examples.rows) / self.config.training.batch_size)
+
+    def _begin(self) -> tuple[dict[int, int], dict[int, int]]:
+        """Return after how many steps each member goes on, and in which step those that stopped for good did.
+
+        Members go on together where they can, from the last step at which there is a state of all who still train: then
+        the same members share a pass as without the interruption, and nothing is rounded otherwise. Under repulsion
+        they must; what any of them did after that step is done again, a stop too: until then the others were driven by
+        the one that stopped.
+        """
+        positions, epochs = range(len(self.stack.members)), self.config.training.epochs
+        can = {p: checkpoints.steps(self.run, self.stack.members[p], epochs, self.per_epoch) for p in positions}
+        stopped = {p: step for p, step in self._stopped().items() if self._as_it_stopped(p)}
+        if self.repulsion:
+            for at in sorted({step for of in can.values() for step in of}, reverse=True):
+                going = [p for p in positions if stopped.get(p, math.inf) > at]
+                if all(at in can[p] for p in going):
+                    break
+            begin = {p: at if p in going else can[p][0] for p in positions}
+            stopped = {p: step for p, step in stopped.items() if p not in going}
+        else:
+            begin = {p: of[0] for p, of in can.items()}
+            behind = [p for p in positions if p not in stopped and self._adapters(p) < epochs]
+            at = max(set.intersection(*(set(can[p]) for p in behind)), default=0) if behind else 0
+            first = self.config.training.save_every or self.per_epoch
+            # Without any such step some are new, or damaged, and the others keep what they have, if it is more than the
+            # first state of all.
+            if at or all(begin[p] <= first for p in behind):
+                begin |= dict.fromkeys(behind, at)
+        written = self.run.recorded()
+        for p in positions:
+            member = self.stack.members[p]
+            if not begin[p] and p not in stopped and any(name.startswith(f"members/{member:03d}/") for name in written):
+                what = "a file that it needs to go on is missing or damaged; it trains again from the start"
+                self.progress.say(f"member {member}: {what}")
+        return begin, stopped
+
+    def _epoch(self, epoch: int, running: list[int]) -> None:
         training = self.config.training
         timer, questions = Timer(self.engine.meter), 0
+        done = {p: max(0, self.steps[p] - (epoch - 1) * self.per_epoch) for p in running}
         per_pass = self.config.compute.members_per_pass
         assert isinstance(per_pass, int)
         rows = {p: self.examples.epoch(self.stack.members[p], epoch) for p in running}
         alive = list(running)
         for first in range(0, len(self.examples.rows), training.batch_size):
-            batch = {p: rows[p][first : first + training.batch_size] for p in alive}
+            batch = {
+                p: rows[p][first : first + training.batch_size]
+                for p in alive
+                if done[p] <= first // training.batch_size  # else an earlier start took this step
+            }
             values: dict[int, float] = {}
-            groups = _groups(alive, per_pass)
-            drive = self.repulsion.drive(groups, self.steps[alive[0]]) if self.repulsion else None
-            # A step right after its gradients: members that wait for their turn hold none.
-            for group in groups:
-                values |= self._gradients({p: batch[p] for p in group})
-                if self.repulsion and drive:
-                    for p, term in self.repulsion.gradients(drive, group).items():
-                        values[p] += term
-                for p in group:
-                    if not self._step(p, epoch, values[p], total_steps, drive):
-                        alive.remove(p)
+            groups = _groups(list(batch), per_pass)
+            with memory.enough(min(per_pass, len(batch)), self.engine.batch_tokens):
+                drive = self.repulsion.drive(groups, self.steps[alive[0]]) if self.repulsion and groups else None
+                # A step right after its gradients: members that wait for their turn hold none.
+                for group in groups:
+                    values |= self._gradients({p: batch[p] for p in group})
+                    if self.repulsion and drive:
+                        for p, term in self.repulsion.gradients(drive, group).items():
+                            values[p] += term
+                    for p in group:
+                        if not self._step(p, epoch, values[p], drive):
+                            alive.remove(p)
             size = len(next(iter(batch.values()))) if batch else 0
             questions += size * len(batch)
             shown = sum(values.values()) / max(len(values), 1)
@@ -191,9 +241,12 @@ class Trainer:
             self.progress.advance(len(running) * diversity.units(self.config, size))
             if not alive:
                 break
-        if alive:
-            line = {"what": "train", "epoch": epoch, "members": [self.stack.members[p] for p in running]}
-            self.run.append("timing.jsonl", line | timer.line(questions))
+            taken = first // training.batch_size + 1
+            due = training.save_every and taken % training.save_every == 0
+            if taken < self.per_epoch and (due or self.signal.arrived):
+                self._save([p for p in alive if p in batch], self._shares(timer.line(questions), len(running)))
+            if taken < self.per_epoch and self.signal.arrived:
+                return
         for p in list(alive):
             with torch.no_grad():  # a last step that broke the weights has no next loss to show it
                 shortest = min(rows[p], key=lambda row: (row.length < 2, row.read))  # a single token predicts none
@@ -201,6 +254,14 @@ class Trainer:
             if not math.isfinite(after):
                 self._stop(p, epoch, None, f"its loss ({after:g}) is not finite after step {self.steps[p]}")
                 alive.remove(p)
+        if alive:
+            if questions or any(self.work[p] for p in running):  # else an earlier start took all steps, and said so
+                line = {"what": "train", "epoch": epoch, "members": [self.stack.members[p] for p in running]}
+                self.run.append("timing.jsonl", line | self._spent(running, timer.line(questions)))
+                self.run.seal("timing.jsonl")
+            self._save(alive, {})  # before validation, which may take as long
+            if self.signal.arrived:
+                return
         self._finish(epoch, alive)
 
     def _gradients(self, batch: dict[int, list[Row]]) -> dict[int, float]:
@@ -244,17 +305,17 @@ class Trainer:
         """Return what a batch's summed loss is divided by: its questions, or its predicted tokens."""
         return float(sum(row.length - 1 if isinstance(row, TokenSequence) else 1 for row in rows))
 
-    def _step(self, p: int, epoch: int, loss: float, total_steps: int, drive: diversity.Drive | None) -> bool:
+    def _step(self, p: int, epoch: int, loss: float, drive: diversity.Drive | None) -> bool:
         """Take a member's optimizer step; return False, with a notice, where its loss or gradient is not finite."""
         training, parameters, optimizer = self.config.training, self._parameters(p), self.optimizers[p]
         norm = torch.nn.utils.clip_grad_norm_(parameters, training.clip or math.inf).item()
         member = self.stack.members[p]
         if not (math.isfinite(loss) and math.isfinite(norm)):
             optimizer.zero_grad()
-            self._stop(
-                p, epoch, None, f"its loss ({loss:g}) or gradient ({norm:g}) is not finite at step {self.steps[p]}"
-            )
+            why = f"its loss ({loss:g}) or gradient ({norm:g}) is not finite at step {self.steps[p]}"
+            self._stop(p, epoch, None, why, within=1)
             return False
+        total_steps = training.epochs * self.per_epoch
         rate = learning_rate(self.config, self.steps[p], total_steps)
         for group in optimizer.param_groups:
             group["lr"] = rate
@@ -270,7 +331,7 @@ class Trainer:
         return True
 
     def _finish(self, epoch: int, alive: list[int]) -> None:
-        """Validate and save the members that finished an epoch, and stop those that no longer get better."""
+        """Validate members after an epoch's steps, save their adapters, and stop those that no longer get better."""
         results = self.validate(alive) if self.validate and alive else []
         validated = alive if results else []
         # Metrics before checkpoints: on resume, lines without their checkpoint are cut, so none is ever missing.
@@ -278,10 +339,9 @@ class Trainer:
             line = {"kind": "epoch", "epoch": epoch, "member": self.stack.members[p]}
             self.run.append("metrics.jsonl", line | {"validation_nll": nll, "validation_accuracy": accuracy})
         for p in alive:
-            state = checkpoints.State(self.stack, p, self.optimizers[p], self.posterior)
-            checkpoints.save(self.run, self.engine.backbone, state, epoch, self.steps[p])
-        for p in alive:  # not before all are saved: members that depend on one another go on from one epoch
-            checkpoints.forget(self.run, self.stack.members[p], epoch)
+            checkpoints.save_adapter(self.run, self.engine.backbone, self._state(p), epoch)
+            self.finished[p] = epoch
+        self.run.seal("metrics.jsonl")
         if results:
             mean = sum(nll for nll, _ in results) / len(results)
             self.progress.say(f"epoch {epoch}: validation NLL {mean:.3f} (mean of {len(results)} members)")
@@ -294,26 +354,54 @@ class Trainer:
             return
         lines = self.run.lines("metrics.jsonl")
         nlls = {x["epoch"]: x["validation_nll"] for x in lines if x["kind"] == "epoch" and x["member"] == member}
-        best = min(nlls, key=lambda e: (nlls[e], e))
+        best = min(nlls, key=lambda e: (nlls[e], e), default=epoch)  # a fork may have begun to validate
         if epoch - best >= patience and epoch < self.config.training.epochs:
             self._stop(p, epoch, best, f"no lower validation NLL since epoch {best}")
 
-    def _stop(self, p: int, epoch: int, use_epoch: int | None, reason: str) -> None:
+    def _stop(self, p: int, epoch: int, use_epoch: int | None, reason: str, within: int = 0) -> None:
         member = self.stack.members[p]
-        line = {"kind": "stopped", "epoch": epoch, "member": member, "use_epoch": use_epoch, "reason": reason}
+        line = {"kind": "stopped", "epoch": epoch, "step": self.steps[p] + within, "member": member}
+        line |= {"use_epoch": use_epoch, "reason": reason}
         self.run.append("metrics.jsonl", line)
+        self.run.seal("metrics.jsonl")
         left = "left out from this epoch on" if use_epoch is None else f"its adapter of epoch {use_epoch} stays"
         self.progress.say(f"member {member} stopped in epoch {epoch}: {reason}; {left}, the other members go on")
 
     def _stopped(self) -> dict[int, int]:
-        """Return the epoch in which each member that stopped did so."""
-        members = stopped_members(self.run)
-        return {p: members[member][0] for p, member in enumerate(self.stack.members) if member in members}
+        """Return in which step each member that stopped did so, or after which, at the end of an epoch."""
+        steps = {line["member"]: line["step"] for line in self.run.lines("metrics.jsonl") if line["kind"] == "stopped"}
+        return {p: steps[member] for p, member in enumerate(self.stack.members) if member in steps}
 
-    def _last_epoch(self, p: int) -> int:
-        """Return the last epoch of which a member's checkpoint is there (0 for none)."""
-        epochs = range(1, self.config.training.epochs + 1)
-        return max((e for e in epochs if checkpoints.saved(self.run, self.stack.members[p], e)), default=0)
+    def _as_it_stopped(self, p: int) -> bool:
+        """Whether a member that stopped has every adapter that it had then; else it trains, and stops, once more."""
+        member = self.stack.members[p]
+        epoch, use_epoch = stopped_members(self.run)[member]
+        finished = epoch - 1 if use_epoch is None else epoch
+        return checkpoints.adapters(self.run, member, finished) == finished
+
+    def _adapters(self, p: int) -> int:
+        return checkpoints.adapters(self.run, self.stack.members[p], self.config.training.epochs)
+
+    def _save(self, alive: Sequence[int], work: Mapping[str, float]) -> None:
+        """Save the states of members, with each one's share of what this start took of an unfinished epoch."""
+        self.run.seal("metrics.jsonl")
+        for p in alive:
+            own = {key: share + self.work[p].get(key, 0.0) for key, share in work.items()}
+            checkpoints.save(self.run, self._state(p), self.steps[p], own)
+        for p in alive:  # not before all are saved: members go on from one step, together
+            checkpoints.forget(self.run, self.stack.members[p], self.steps[p])
+
+    def _shares(self, line: Mapping[str, float], among: int) -> dict[str, float]:
+        return {key: line[key] / among for key in SPENT}
+
+    def _spent(self, running: Sequence[int], line: dict[str, float]) -> dict[str, float]:
+        """Add to what an epoch took what it had taken before an interruption."""
+        before = {key: sum(self.work[p].get(key, 0.0) for p in running) for key in SPENT}
+        self.work |= {p: {} for p in running}
+        return line | {key: line[key] + round(before[key], 6) for key in SPENT}
+
+    def _state(self, p: int) -> checkpoints.State:
+        return checkpoints.State(self.stack, p, self.optimizers[p], self.posterior)
 
     def _optimizer(self, p: int) -> torch.optim.AdamW:
         training = self.config.training
@@ -327,15 +415,33 @@ class Trainer:
         """Return all that a member's optimizer moves."""
         return [*self.stack.parameters(p), *(self.posterior.parameters(p) if self.posterior else [])]
 
-    def _start(self, p: int, epoch: int) -> int:
-        """Bring a member to where it stood after an epoch; return the steps it had taken."""
-        if epoch:
-            state = checkpoints.State(self.stack, p, self.optimizers[p], self.posterior)
-            return checkpoints.restore(self.run, state, epoch)
-        training = self.config.training
+    def _start(self, p: int) -> dict[str, float]:
+        """Bring a member to where it goes on; return what the epoch had taken until then."""
+        training, step = self.config.training, self.steps[p]
+        if p in self._stopped() or self.finished[p] == training.epochs:
+            return {}
+        if step:
+            return checkpoints.restore(self.run, self._state(p), step)
         self.stack.initialise(p, member_seed(training.seed, self.stack.members[p]), training.init_scale)
-        return 0
+        return {}
 
-    def _cut_metrics(self, last: dict[int, int]) -> None:
-        """Remove the metrics of epochs that these members will train again."""
-        self.run.keep("metrics.jsonl", lambda line: line["epoch"] <= last.get(line["member"], math.inf))
+    def _cut_metrics(self, going: Sequence[int]) -> None:
+        """Remove the metrics of steps that these members will take again, and of what came after them."""
+        steps = {self.stack.members[p]: self.steps[p] for p in going}
+        finished = {self.stack.members[p]: self.finished[p] for p in going}
+
+        def kept(line: dict[str, Any]) -> bool:
+            member = line["member"]
+            return (line["kind"] == "step" and line["step"] <= steps[member]) or (
+                line["kind"] == "epoch" and line["epoch"] <= finished[member]
+            )
+
+        self.run.arrange(
+            "metrics.jsonl", lambda lines: [line for line in lines if line["member"] not in steps or kept(line)]
+        )
+
+
+def _in_order(lines: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return lines of metrics in the order of a training that nothing interrupted: each epoch's steps, then its end."""
+    kinds = ("step", "epoch", "stopped")
+    return sorted(lines, key=lambda x: (x["epoch"], kinds.index(x["kind"]), x.get("step", 0), x["member"]))

@@ -14,7 +14,7 @@ an epoch's share of which is divided among its steps. B stays a point.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 
 import safetensors
@@ -111,12 +111,6 @@ class Posterior:
         roots = self.roots[position].items()
         tensors = {name: (root.detach() ** 2 * self._own(position, name)).cpu() for name, root in roots}
         return safetensors.torch.save(tensors, {"format": "pt"})
-
-    @torch.no_grad()
-    def restore(self, position: int, roots: Sequence[Tensor]) -> None:
-        """Take a member's G, as `parameters` gave them."""
-        for target, root in zip(self.roots[position].values(), roots, strict=True):
-            target.copy_(root)
 
 
 def read_std(folder: Path) -> Mapping[str, Tensor]:

@@ -1,0 +1,60 @@
+"""Ctrl-C and SIGTERM wait until what is half done can be saved, but not for long."""
+
+from __future__ import annotations
+
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from types import FrameType
+
+PATIENCE = 5.0  # seconds; whoever sent the signal may kill the process after ten
+WAITING = (signal.SIGINT, signal.SIGTERM)
+
+
+@dataclass
+class Held:
+    """A signal that may have arrived."""
+
+    arrived: int | None = field(default=None, init=False)
+
+
+@contextmanager
+def held() -> Iterator[Held]:
+    """Keep the first signal of `WAITING` until the block ends, or for `PATIENCE` seconds; a second one comes at once.
+
+    It then takes the way that it would have taken. Outside of the main thread, where no signal arrives, nothing is
+    kept.
+    """
+    kept = Held()
+    if threading.current_thread() is not threading.main_thread():
+        yield kept
+        return
+    before = {number: signal.getsignal(number) for number in (*WAITING, signal.SIGALRM)}
+
+    def restore() -> None:
+        signal.setitimer(signal.ITIMER_REAL, 0.0)
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+    def deliver(number: int, frame: FrameType | None) -> None:
+        restore()
+        signal.raise_signal(number if kept.arrived is None else kept.arrived)
+
+    def keep(number: int, frame: FrameType | None) -> None:
+        kept.arrived = number
+        for other in WAITING:
+            signal.signal(other, deliver)
+        signal.setitimer(signal.ITIMER_REAL, PATIENCE)
+
+    signal.signal(signal.SIGALRM, deliver)
+    for number in WAITING:
+        if before[number] is not signal.SIG_IGN:  # as of a job in the background
+            signal.signal(number, keep)
+    try:
+        yield kept
+    finally:
+        restore()
+    if kept.arrived is not None:
+        signal.raise_signal(kept.arrived)
