@@ -36,7 +36,8 @@ def held() -> Iterator[Held]:
     def restore() -> None:
         signal.setitimer(signal.ITIMER_REAL, 0.0)
         for number, handler in before.items():
-            signal.signal(number, handler)
+            if handler is not None:  # one that is not Python's cannot be put back, and was not taken away
+                signal.signal(number, handler)
 
     def deliver(number: int, frame: FrameType | None) -> None:
         restore()
@@ -44,14 +45,15 @@ def held() -> Iterator[Held]:
 
     def keep(number: int, frame: FrameType | None) -> None:
         kept.arrived = number
-        for other in WAITING:
+        for other in taken:
             signal.signal(other, deliver)
         signal.setitimer(signal.ITIMER_REAL, PATIENCE)
 
     signal.signal(signal.SIGALRM, deliver)
-    for number in WAITING:
-        if before[number] is not signal.SIG_IGN:  # as of a job in the background
-            signal.signal(number, keep)
+    # What a job in the background ignores stays ignored.
+    taken = [number for number in WAITING if before[number] not in (signal.SIG_IGN, None)]
+    for number in taken:
+        signal.signal(number, keep)
     try:
         yield kept
     finally:

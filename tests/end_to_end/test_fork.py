@@ -93,7 +93,22 @@ def test_a_fork_that_was_cut_short_is_no_run(config: Path, run: Path, tmp_path: 
     assert [name for name in members if again[name][1] != whole[name][1]] == []
 
 
+def test_a_fork_may_begin_to_validate_and_stop_by_it(config: Path, run: Path, tmp_path: Path) -> None:
+    """What was validated on other questions, or not at all, stops nobody."""
+    settings = [f"data.validation=[{write_rows(tmp_path / 'v.jsonl', rows(4, 33))}]", "training.patience=1"]
+    done = forked(config, run, tmp_path / "fork", *settings, "training.epochs=3")
+    assert done.code == 0, done.err
+    lines = [json.loads(line) for line in (tmp_path / "fork" / "metrics.jsonl").read_text().splitlines()]
+    assert {line["epoch"] for line in lines if line["kind"] == "epoch"} <= {2, 3}
+    assert all(line["epoch"] > 2 for line in lines if line["kind"] == "stopped")  # the second one's loss is the first
+
+
 def test_only_a_run_can_be_forked(config: Path, tmp_path: Path) -> None:
     done = forked(config, tmp_path / "none", tmp_path / "fork")
     assert done.code == 2
     assert f"{tmp_path / 'none'}: not a run folder" in done.err
+
+
+def test_a_run_is_no_fork_of_itself(config: Path, run: Path) -> None:
+    done = forked(config, run, run, "training.epochs=2")
+    assert (done.code, done.err) == (2, f"ripieno: --fork {run}: is the run itself; name a new folder\n")
