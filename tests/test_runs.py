@@ -29,7 +29,7 @@ def run(tmp_path: Path) -> RunFolder:
 
 
 def line(step: int) -> dict[str, Any]:
-    return {"kind": "step", "epoch": 1, "member": 0, "step": step}
+    return {"kind": "step", "epoch": 1, "member": 0, "step": step, "loss": 0.5}
 
 
 def config(**sections: Any) -> Config:
@@ -330,7 +330,7 @@ def test_what_a_killed_process_left_half_written_goes_in_the_end(run: RunFolder)
     old, new = (run.path / "members" / f".adapter.{name}.part" for name in ("old", "new"))
     for part in (old, new):
         part.write_bytes(b"half")
-    os.utime(old, (time.time() - 3700,) * 2)
+    os.utime(old, (time.time() - 90_000,) * 2)
     with run.lock():
         assert (old.exists(), new.exists()) == (False, True)
 

@@ -592,10 +592,10 @@ def status(
         _verify(folder)
         return
     config = folder.config()
-    working = folder.holders()
+    working, lines = folder.holders(), folder.lines("metrics.jsonl")
     for member in range(config.training.members):
         epochs = [e for e in range(1, config.training.epochs + 1) if folder.whole(*folder.adapter_files(member, e))]
-        stopped = [x for x in folder.lines("metrics.jsonl") if x["kind"] == "stopped" and x["member"] == member]
+        stopped = [x for x in lines if x["kind"] == "stopped" and x["member"] == member]
         why = f", stopped: {stopped[0]['reason']}" if stopped else ""
         by = f", held by {working[member]}" if member in working else ""
         _print(f"member {member}: epoch {max(epochs, default=0)} of {config.training.epochs}{why}{by}")

@@ -232,7 +232,7 @@ def _start(config: Comparison, kept: RunFolder) -> None:
     """Write the config of a new comparison, or check that a present one is the same."""
     path = kept.path / "compare.yaml"
     content = config.model_dump(mode="json")
-    if kept.holds(path):
+    if kept.whole(path):
         old = yaml.safe_load(path.read_text(encoding="utf-8"))
         differing = [key for key in content if key != "compute" and content[key] != old.get(key)]
         # Rows may be added and left out: each keeps its own answers.

@@ -187,11 +187,12 @@ def recorded(run: RunFolder) -> Mapping[str, Any] | None:
         if written and not run.whole(run.certificate):
             raise ValueError
         found: dict[str, Any] = json.loads(run.certificate.read_bytes())
-    except ValueError:
+        schema = found["certificate"]["schema"]
+    except (ValueError, TypeError, KeyError):
         raise EnvironmentFault(
             f"{run.certificate}: missing or damaged, and its questions are used up; take it from a copy of the run"
         ) from None
-    if found["certificate"]["schema"] != certificates.SCHEMA:
+    if schema != certificates.SCHEMA:
         raise UserError(f"{run.certificate}: was written by another version of ripieno, and only that one can read it")
     for name in (*found["adapters"], *found["features"]):
         check_inside(name, run.certificate)

@@ -233,18 +233,19 @@ def _jobs(
     ends = sorted({0, last}) if epochs is None else list(epochs)
     wanted = [(name, every) for name in datasets or (*data.test, *data.out_of_domain)]
     wanted += [] if datasets or choices else [(name, ends) for name in data.calibration]
+    asked = [sampling.member] if sampling else range(config.training.members)
+    answering = {epoch: adapter_epochs(run, asked, epoch) for epoch in {*every, *ends} if epoch}
+    for member, at in {adapter for members in answering.values() for adapter in members.items()}:
+        require_adapter(run, member, at)
     jobs = []
     for text, of_epochs in dict(wanted).items():
         name = DatasetName.parse(text)
         for epoch in of_epochs:
-            asked = [sampling.member] if sampling else range(config.training.members)
-            members = adapter_epochs(run, asked, epoch) if epoch else {}
+            members = answering.get(epoch, {})
             if epoch and not members:
                 if epochs is None:
                     continue
                 raise UserError(f"{run.path}: no member is left at epoch {epoch}; their training failed, see status")
-            for member, at in members.items():
-                require_adapter(run, member, at)
             file = run.predictions(name.folder, name.file, _method(epoch, sampling), epoch, choices)
             jobs.append(Job(name, epoch, members, file, choices, sampling))
     return jobs

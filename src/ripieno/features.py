@@ -84,6 +84,7 @@ def read_features(path: Path) -> Features:
     """
     with parquet(path) as file:
         table = file.read()
+        table.validate(full=True)  # texts that are no UTF-8 among the rest
     counts = {name: table.column_names.count(name) for name in COLUMNS}
     for name, count in counts.items():
         if count != 1:

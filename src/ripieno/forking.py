@@ -9,10 +9,9 @@ from typing import Any
 
 from ripieno.config import Config, differences
 from ripieno.errors import UserError
-from ripieno.runs import IMPORTED, RunFolder
+from ripieno.runs import FORKED, IMPORTED, RunFolder, stopped_members
 from ripieno.training.checkpoints import files_until
 
-MARK = "forked_from.json"  # the first file of a fork; manifest and config are the last
 # What a member's state, or what it has seen, belongs to: with another one it could not go on, or not be asked.
 FIXED = (
     "base.", "adapter.", "training.batch_size", "training.seed", "training.init_scale", "training.variational",
@@ -23,7 +22,7 @@ ASKED = ("prompt.", "evaluation.")  # by which validation losses of before compa
 
 def was_cut_short(run: RunFolder) -> bool:
     """Whether a fork into this folder has begun, and not ended."""
-    return MARK in run.recorded() and not _is_run(run)
+    return FORKED in run.recorded() and not _is_run(run)
 
 
 @contextmanager
@@ -65,10 +64,17 @@ def fork(source: RunFolder, run: RunFolder, config: Config, identity: Mapping[st
     members, epochs = range(min(old.training.members, config.training.members)), config.training.epochs
     comparable = manifest["validated_on_sha256"] == identity["validated_on_sha256"]
     comparable &= not any(line.startswith(ASKED) for line in differing)
-    with source.lock(members):  # of several processes that fork at once, one does it
+    if config.training.repulsion and (config.training.members > len(members) or stopped_members(source)):
+        raise UserError(
+            f"--fork: with training.repulsion members go on together, and not all of {source.path} can; "
+            "train anew with --run"
+        )
+    with run.alone(), source.lock(members):  # of several processes that fork at once, the first does it
         if not _is_run(run):
+            for name in [name for name in run.recorded() if name.startswith(("members/", "resume/"))]:
+                run.remove(run.path / name)  # of another fork into this folder, that was cut short
             facts = {"path": str(source.path), "config_hash": manifest["config_hash"], "differing": differing}
-            run.write(run.path / MARK, json.dumps(facts, indent=2, ensure_ascii=False) + "\n")
+            run.write(run.path / FORKED, json.dumps(facts, indent=2, ensure_ascii=False) + "\n")
             for member in members:
                 for file in files_until(source, member, epochs):
                     run.write(run.path / file.relative_to(source.path), file.read_bytes())

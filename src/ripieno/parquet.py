@@ -186,6 +186,7 @@ def _columns(path: Path) -> _Columns:
             raise UserError(f"{path}: two columns are called {twice[0]!r}; rename one")
         # Another program's own columns (its prompts, its logits) may be far larger than all of ours.
         table = file.read(columns=[name for name in SCHEMA.names if name in found])
+        table.validate(full=True)  # texts that are no UTF-8 among the rest
     header = _header(path, table.schema)
     absent = [name for name in REQUIRED if name not in found]
     if absent:

@@ -24,14 +24,31 @@ from ripieno.errors import EnvironmentFault, UserError
 BASE = "base"  # the method of the base's own predictions: epoch 0, member 0
 METHOD = "ensemble"
 TRAINED, IMPORTED = "trained here", "imported"  # where a run's members come from
-TEMPORARY, LEFT_OVER = ".part", 3600.0  # the end of an unfinished file's name; seconds after which nobody finishes it
+TEMPORARY, LEFT_OVER = ".part", 86400.0  # the end of an unfinished file's name; seconds after which nobody finishes it
 VERSIONED = ("ripieno", "torch", "transformers", "tokenizers", "safetensors", "numpy", "pyarrow")
 SCHEMA = 1  # of a run folder
 DECISIVE = ("torch", "transformers", "tokenizers", "numpy")  # another version of which may change what is computed
 IDENTITY = {"base_sha256", "questions_sha256", "members", *(f"versions.{name}" for name in DECISIVE)}
 MADE = ("predictions", "rotations", "features", "tokens", "fitted")  # folders of what evaluate makes
 FOLDERS = ("members", "resume", "questions", *MADE, "read", "report")
-LOGGED = {"metrics.jsonl": {"kind", "epoch", "member"}, "timing.jsonl": {"what", "seconds"}}  # what every line says
+RECORDS = "checksums.jsonl"
+FORKED = "forked_from.json"  # the first file of a fork; manifest and config are the last
+# Of each log, the key that says of what kind a line is, and what each kind says besides.
+LOGGED: dict[str, tuple[str, dict[str, set[str]]]] = {
+    "metrics.jsonl": (
+        "kind",
+        {
+            "step": {"epoch", "member", "step", "loss"},
+            "epoch": {"epoch", "member", "validation_nll"},
+            "stopped": {"epoch", "member", "step", "use_epoch", "reason"},
+        },
+    ),
+    "timing.jsonl": (
+        "what",
+        {"train": {"epoch", "members", "seconds", "tokens"}, "evaluate": {"seconds"}, "features": {"seconds"}},
+    ),
+}
+_known: dict[Path, tuple[tuple[int, int, int], dict[str, dict[str, Any]]]] = {}  # records as last read, and of when
 
 
 def sha256_of(path: Path) -> str:
@@ -120,6 +137,9 @@ class RunFolder:
             if file.tell() and file.seek(-1, os.SEEK_END) >= 0 and file.read(1) != b"\n":
                 file.truncate(path.read_bytes().rfind(b"\n") + 1)
             file.write((json.dumps(line) + "\n").encode())
+            if name == RECORDS:  # else a power failure could keep a file, and lose the record by which it counts
+                file.flush()
+                os.fsync(file.fileno())
 
     def seal(self, name: str) -> None:
         """Record what one of the run's jsonl files holds so far."""
@@ -127,7 +147,7 @@ class RunFolder:
         with _writing(path), locks.mutex(self._locks):
             with path.open("rb") as file:
                 os.fsync(file.fileno())  # else a power failure could keep the record, and lose what it is of
-            self._record(path, **_sealed(path.read_bytes()))
+            self._record(path, **_sealed(_whole_lines(path.read_bytes())))
 
     def arrange(self, name: str, arranged: Callable[[list[dict[str, Any]]], list[dict[str, Any]]]) -> None:
         """Replace the lines of one of the run's jsonl files by some of them, or by another order of them.
@@ -143,7 +163,7 @@ class RunFolder:
                 data = "".join(json.dumps(line) + "\n" for line in kept).encode()
                 if name in self.recorded():
                     # First: killed between the two, the file is what it was before, and no damage.
-                    self._record(path, **_sealed(data), before=_sealed(path.read_bytes()))
+                    self._record(path, **_sealed(data), before=_sealed(_whole_lines(path.read_bytes())))
                 write_atomically(path, data)
 
     def lines(self, name: str) -> list[dict[str, Any]]:
@@ -153,7 +173,7 @@ class RunFolder:
             EnvironmentFault: the file was sealed, and is missing or damaged.
         """
         path = self.path / name
-        for _ in range(2):  # another process may have arranged it between the two readings
+        for _ in range(5):  # another process may have arranged it between the two readings
             record = self.recorded().get(name)
             content = path.read_bytes() if path.exists() else b""
             if record is None or _as_recorded(content, record):
@@ -161,9 +181,11 @@ class RunFolder:
         else:
             raise EnvironmentFault(f"{path}: missing or damaged; {self.mend(name)}")
         try:
-            lines = [json.loads(line) for line in content.split(b"\n")[:-1] if line]
-            if not all(isinstance(line, dict) and LOGGED.get(name, set()) <= line.keys() for line in lines):
-                raise ValueError("a line is not one that was written")
+            lines = [json.loads(line) for line in _whole_lines(content).split(b"\n") if line]
+            key, kinds = LOGGED[name]
+            for line in lines:
+                if not isinstance(line, dict) or not line.keys() >= kinds.get(str(line.get(key)), {""}):
+                    raise ValueError("a line is not one that was written")
             return lines
         except (ValueError, RecursionError) as error:
             raise EnvironmentFault(f"{path}: damaged ({error}); {self.mend(name)}") from None
@@ -173,15 +195,22 @@ class RunFolder:
 
         A line that is no record any more is passed over, so that its file counts as never written.
         """
-        path, found = self.path / "checksums.jsonl", {}
-        for line in path.read_bytes().split(b"\n")[:-1] if path.exists() else ():
-            try:
-                record = json.loads(line)
-            except (ValueError, RecursionError):
-                continue
-            if _is_record(record):
-                found[record["path"]] = record
-        return {name: record for name, record in found.items() if record.get("sha256") is not None}
+        path = self.path / RECORDS
+        if not path.exists():
+            return {}
+        stat = path.stat()
+        now = stat.st_ino, stat.st_size, stat.st_mtime_ns
+        if path not in _known or _known[path][0] != now:
+            found = {}
+            for line in _whole_lines(path.read_bytes()).split(b"\n"):
+                try:
+                    record = json.loads(line)
+                except (ValueError, RecursionError):
+                    continue
+                if _is_record(record):
+                    found[record["path"]] = record
+            _known[path] = now, {name: record for name, record in found.items() if record["sha256"] is not None}
+        return _known[path][1]
 
     def whole(self, *paths: Path) -> bool:
         """Whether every file is there with the content that was written to it."""
@@ -224,6 +253,19 @@ class RunFolder:
                     found.append((path, "not on record"))
         return found
 
+    def _check_unused(self, recorded: Mapping[str, Any], identity: Mapping[str, str]) -> None:
+        """Check that a folder in which no run has started holds nothing that one would write over."""
+        adapters = {self._name(file) for file in self.path.glob("members/*/*/*.safetensors")}
+        if not recorded.keys() >= adapters:
+            raise EnvironmentFault(f"{self.path / RECORDS}: missing or damaged; {self.mend(RECORDS)}")
+        if adapters and identity["members"] == TRAINED and FORKED not in recorded:
+            raise UserError(f"{self.path}: an import that was cut short; start it again with `ripieno import`")
+        if (self.path / "config.yaml").exists():
+            raise UserError(
+                f"{self.path}: holds a config.yaml, and no record of a run with it ({RECORDS}); choose another folder "
+                "with --run, or take that file from a copy of the run"
+            )
+
     @property
     def edited(self) -> bool:
         """Whether config.yaml is another text than at the start, and says the same of all that moves results."""
@@ -233,15 +275,17 @@ class RunFolder:
     def mend(self, name: str) -> str:
         """Return what makes a file of the run again, by its name in the folder."""
         first = name.partition("/")[0]
-        if first in ("config.yaml", "manifest.json", "questions", "members", "resume"):
+        if "compare.yaml" in self.recorded():
+            return "`ripieno compare` with its config makes it again"
+        if first == "resume":
+            return "`ripieno train` with the run's config makes it again, or does without it"
+        if first in ("config.yaml", "manifest.json", "questions", "members"):
             manifest = self.recorded().get("manifest.json")
             if manifest and manifest["identity"]["members"] == IMPORTED:
                 return "`ripieno import` into another folder makes it again"
             return "`ripieno train` with the run's config makes it again"
         if first in MADE:
             return "`ripieno evaluate` as before makes it again"
-        if first in ("compare.yaml", "rows.json", "chosen"):
-            return "`ripieno compare` with its config makes it again"
         if first == "report":
             return "`ripieno report` makes it again"
         if first == "read":
@@ -249,7 +293,7 @@ class RunFolder:
         return "it cannot be made again; take it from a copy of the run"
 
     def _record(self, path: Path, **record: Any) -> None:
-        self.append("checksums.jsonl", {"path": self._name(path), **record})
+        self.append(RECORDS, {"path": self._name(path), **record})
 
     def _name(self, path: Path) -> str:
         return path.relative_to(self.path).as_posix()
@@ -261,8 +305,8 @@ class RunFolder:
 
     def all_adapter_files(self, member: int, epoch: int) -> set[Path]:
         """Return the files of a member's adapter, and what was written beside them."""
-        folder, recorded = self.adapter(member, epoch), self.recorded()
-        return {self.path / name for name in recorded if folder in (self.path / name).parents}.union(
+        first = self._name(self.adapter(member, epoch)) + "/"
+        return {self.path / name for name in self.recorded() if name.startswith(first)}.union(
             self.adapter_files(member, epoch)
         )
 
@@ -287,7 +331,14 @@ class RunFolder:
                 raise EnvironmentFault(
                     f"{self.path}: not a folder that can be written ({error.strerror}); choose another"
                 ) from error
-            _sweep(self.path)
+            if members is None:
+                _sweep(self.path)
+            yield
+
+    @contextmanager
+    def alone(self) -> Iterator[None]:
+        """Wait until no other process is at the folder's files, and keep them away for a moment."""
+        with _writing(self.path), locks.mutex(self._locks):
             yield
 
     def holders(self) -> dict[int | None, str]:
@@ -330,7 +381,7 @@ class RunFolder:
         Raises:
             UserError: one did.
         """
-        manifest, records = self.path / "manifest.json", self.path / "checksums.jsonl"
+        manifest, records = self.path / "manifest.json", self.path / RECORDS
         try:
             content = manifest.read_bytes()
             schema = json.loads(content)["schema"]
@@ -374,6 +425,7 @@ class RunFolder:
         self.refuse_newer()
         # One after the other: of two processes that start the same run, the second finds what the first one wrote.
         versions = {name: metadata.version(name) for name in VERSIONED}
+        _sweep(self.path)
         with _writing(self.path), locks.mutex(self._locks):
             recorded, now = self.recorded(), identity | {f"versions.{name}": versions[name] for name in DECISIVE}
             if "manifest.json" in recorded:
@@ -396,11 +448,7 @@ class RunFolder:
                 if started and self.whole(self.path / "manifest.json"):
                     return
             else:
-                adapters = [self._name(file) for file in self.path.glob("members/*/*/*.safetensors")]
-                # What is imported or forked is on record before the manifest is.
-                if "config.yaml" in recorded or not recorded.keys() >= set(adapters):
-                    where = self.path / "checksums.jsonl"
-                    raise EnvironmentFault(f"{where}: missing or damaged; {self.mend('checksums.jsonl')}")
+                self._check_unused(recorded, identity)
             manifest = {
                 "schema": SCHEMA,
                 "config_hash": config.hash(),
@@ -416,6 +464,11 @@ class RunFolder:
             content = json.dumps(manifest, indent=2, ensure_ascii=False) + "\n"
             self.write(self.path / "manifest.json", content, identity=now, config_hash=config.hash())
             self.write(self.path / "config.yaml", config.to_yaml())  # last: now it is a run
+
+
+def _whole_lines(content: bytes) -> bytes:
+    """Return the lines that are whole, without a last one that is cut short."""
+    return content[: content.rfind(b"\n") + 1]
 
 
 def _sealed(content: bytes) -> dict[str, Any]:

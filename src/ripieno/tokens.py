@@ -220,6 +220,7 @@ def read_parquet(path: Path) -> Tokens:
         raise UserError(f"{path}: not a table of tokens ({f'no column {absent[0]}' if absent else 'no metadata'})")
     with arrow(path, "a table of tokens", UserError):
         table = table.select(SCHEMA.names).cast(SCHEMA)
+        table.validate(full=True)  # texts that are no UTF-8 among the rest
     holed = next((name for name in ALWAYS if table[name].null_count), None)
     if holed:
         raise UserError(f"{path}: column {holed!r} has empty cells; `ripieno read` or `evaluate` makes the file again")

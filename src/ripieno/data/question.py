@@ -220,7 +220,7 @@ def _choices_of(cell: str, where: str) -> Any:
         return parse_json(cell, where)
     except UserError:
         example = '"[""yes"", ""no""]"'
-        raise UserError(f"{where}: `choices` {cell!r} is not a JSON list; write the cell as {example}") from None
+        raise UserError(f"{where}: `choices` {quoted(cell)} is not a JSON list; write the cell as {example}") from None
 
 
 def _parquet_rows(path: Path) -> Iterator[tuple[str, Row]]:

@@ -12,6 +12,7 @@ import safetensors
 import safetensors.torch
 import torch
 
+from ripieno.errors import EnvironmentFault
 from ripieno.model.adapters import AdapterStack
 from ripieno.model.backbone import Backbone
 from ripieno.runs import RunFolder
@@ -79,6 +80,20 @@ def forget(run: RunFolder, member: int, step: int) -> None:
             run.remove(file)
 
 
+def discard(run: RunFolder, member: int, epoch: int, step: int) -> None:
+    """Remove what a member is about to make again: its adapters after an epoch, and its states after a step.
+
+    Also states that are damaged. Else a later start could go on from one of them, past what is made again until then.
+    """
+    for name in list(run.recorded()):
+        of_epoch = re.match(rf"members/{member:03d}/epoch-(\d+)/", name)
+        if of_epoch and int(of_epoch[1]) > epoch:
+            run.remove(run.path / name)
+    for of in _states(run, member):
+        if of > step or not run.whole(run.resume(member, of)):
+            run.remove(run.resume(member, of))
+
+
 def adapters(run: RunFolder, member: int, epochs: int) -> int:
     """Return of how many epochs, from the first one on, a member's adapters are whole, at most of so many."""
     for epoch in range(1, epochs + 1):
@@ -106,8 +121,14 @@ def files_until(run: RunFolder, member: int, epochs: int) -> list[Path]:
         EnvironmentFault: one was written, and is missing or damaged.
     """
     of_epochs = [sorted(run.all_adapter_files(member, epoch)) for epoch in range(1, epochs + 1)]
-    states = [run.resume(member, step) for step in _states(run, member)]
-    return [file for files in [*of_epochs, states] for file in files if run.holds(file)]
+    found = [file for files in of_epochs for file in files if run.holds(file)]
+    states = [file for step in _states(run, member) if run.whole(file := run.resume(member, step))]
+    if found and not states:
+        raise EnvironmentFault(
+            f"{run.path / 'resume'}: holds no whole state of member {member}, from which it could go on; "
+            "take it from a copy of the run"
+        )
+    return found + states
 
 
 def restore(run: RunFolder, state: State, step: int) -> dict[str, float]:

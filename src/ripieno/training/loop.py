@@ -147,15 +147,16 @@ class Trainer:
         training = self.config.training
         positions = range(len(self.stack.members))
         self.posterior = Posterior(self.stack, training.variational) if training.variational else None
-        self.steps, stopped = self._begin()
-        # After an epoch's last step the epoch itself may be unfinished: its state comes before validation and adapter.
-        self.finished = {p: min(step // self.per_epoch, self._adapters(p)) for p, step in self.steps.items()}
-        self._cut_metrics([p for p in positions if p not in stopped])
+        self.steps, self.finished, stopped = self._begin()
+        going = [p for p in positions if p not in stopped]
+        for p in going:
+            checkpoints.discard(self.run, self.stack.members[p], self.finished[p], self.steps[p])
+        self._cut_metrics(going)
         for p, epoch in self.finished.items():
             if epoch and self.steps[p] == epoch * self.per_epoch and p not in stopped:
                 self._stop_if_patient(p, epoch)  # a crash may have come between a checkpoint and this
         self.optimizers = {p: self._optimizer(p) for p in positions}
-        self.work = {p: self._start(p) for p in positions}
+        self.work = {p: {} if p in stopped else self._start(p) for p in positions}
         with signals.held() as self.signal:
             for epoch in range(1, training.epochs + 1):
                 stopped = self._stopped()
@@ -171,8 +172,10 @@ class Trainer:
         """Steps of an epoch."""
         return math.ceil(len(self.examples.rows) / self.config.training.batch_size)
 
-    def _begin(self) -> tuple[dict[int, int], dict[int, int]]:
-        """Return after how many steps each member goes on, and in which step those that stopped for good did.
+    def _begin(self) -> tuple[dict[int, int], dict[int, int], dict[int, int]]:
+        """Return after how many steps and epochs each goes on, and in which step members that stopped for good did.
+
+        After an epoch's last step the epoch itself may be unfinished: its state comes before validation and adapter.
 
         Members go on together where they can, from the last step at which there is a state of all who still train: then
         the same members share a pass as without the interruption, and nothing is rounded otherwise. Under repulsion
@@ -180,6 +183,7 @@ class Trainer:
         the one that stopped.
         """
         positions, epochs = range(len(self.stack.members)), self.config.training.epochs
+        whole = {p: checkpoints.adapters(self.run, self.stack.members[p], epochs) for p in positions}
         can = {p: checkpoints.steps(self.run, self.stack.members[p], epochs, self.per_epoch) for p in positions}
         stopped = {p: step for p, step in self._stopped().items() if self._as_it_stopped(p)}
         if self.repulsion:
@@ -191,24 +195,30 @@ class Trainer:
             stopped = {p: step for p, step in stopped.items() if p not in going}
         else:
             begin = {p: of[0] for p, of in can.items()}
-            behind = [p for p in positions if p not in stopped and self._adapters(p) < epochs]
+            behind = [p for p in positions if p not in stopped and whole[p] < epochs]
             at = max(set.intersection(*(set(can[p]) for p in behind)), default=0) if behind else 0
-            first = self.config.training.save_every or self.per_epoch
-            # Without any such step some are new, or damaged, and the others keep what they have, if it is more than the
-            # first state of all.
-            if at or all(begin[p] <= first for p in behind):
+            # Without any such step all begin, unless some have finished an epoch: then the others are new, or damaged.
+            if at or not any(whole[p] for p in behind):
                 begin |= dict.fromkeys(behind, at)
         written = self.run.recorded()
         for p in positions:
             member = self.stack.members[p]
-            if not begin[p] and p not in stopped and any(name.startswith(f"members/{member:03d}/") for name in written):
+            begun = any(name.startswith(f"members/{member:03d}/") for name in written)
+            if can[p] == [0] and p not in stopped and begun:
                 what = "a file that it needs to go on is missing or damaged; it trains again from the start"
                 self.progress.say(f"member {member}: {what}")
-        return begin, stopped
+        finished = {p: min(step // self.per_epoch, whole[p]) for p, step in begin.items()}
+        # Those that are validated together after a step are so again, unless one has no state any more, nor needs it.
+        states = {p: self.run.resume(self.stack.members[p], step) for p, step in begin.items() if p not in stopped}
+        for step in set(begin.values()):
+            together = [p for p, file in states.items() if begin[p] == step and self.run.whole(file)]
+            finished |= dict.fromkeys(together, min((finished[p] for p in together), default=0))
+        return begin, finished, stopped
 
     def _epoch(self, epoch: int, running: list[int]) -> None:
         training = self.config.training
         timer, questions = Timer(self.engine.meter), 0
+        before = dict(self.steps)
         done = {p: max(0, self.steps[p] - (epoch - 1) * self.per_epoch) for p in running}
         per_pass = self.config.compute.members_per_pass
         assert isinstance(per_pass, int)
@@ -243,8 +253,8 @@ class Trainer:
                 break
             taken = first // training.batch_size + 1
             due = training.save_every and taken % training.save_every == 0
-            if taken < self.per_epoch and (due or self.signal.arrived):
-                self._save([p for p in alive if p in batch], self._shares(timer.line(questions), len(running)))
+            if batch and taken < self.per_epoch and (due or self.signal.arrived):
+                self._save([p for p in alive if p in batch], self._shares(timer.line(questions), len(batch)))
             if taken < self.per_epoch and self.signal.arrived:
                 return
         for p in list(alive):
@@ -255,9 +265,10 @@ class Trainer:
                 self._stop(p, epoch, None, f"its loss ({after:g}) is not finite after step {self.steps[p]}")
                 alive.remove(p)
         if alive:
-            if questions or any(self.work[p] for p in running):  # else an earlier start took all steps, and said so
-                line = {"what": "train", "epoch": epoch, "members": [self.stack.members[p] for p in running]}
-                self.run.append("timing.jsonl", line | self._spent(running, timer.line(questions)))
+            took = [p for p in running if self.steps[p] > before[p] or self.work[p]]
+            if took:  # else an earlier start took all steps, and said so
+                line = {"what": "train", "epoch": epoch, "members": [self.stack.members[p] for p in took]}
+                self.run.append("timing.jsonl", line | self._spent(took, timer.line(questions)))
                 self.run.seal("timing.jsonl")
             self._save(alive, {})  # before validation, which may take as long
             if self.signal.arrived:
@@ -379,9 +390,6 @@ class Trainer:
         finished = epoch - 1 if use_epoch is None else epoch
         return checkpoints.adapters(self.run, member, finished) == finished
 
-    def _adapters(self, p: int) -> int:
-        return checkpoints.adapters(self.run, self.stack.members[p], self.config.training.epochs)
-
     def _save(self, alive: Sequence[int], work: Mapping[str, float]) -> None:
         """Save the states of members, with each one's share of what this start took of an unfinished epoch."""
         self.run.seal("metrics.jsonl")
@@ -418,7 +426,7 @@ class Trainer:
     def _start(self, p: int) -> dict[str, float]:
         """Bring a member to where it goes on; return what the epoch had taken until then."""
         training, step = self.config.training, self.steps[p]
-        if p in self._stopped() or self.finished[p] == training.epochs:
+        if self.finished[p] == training.epochs:
             return {}
         if step:
             return checkpoints.restore(self.run, self._state(p), step)
