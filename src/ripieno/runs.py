@@ -446,6 +446,8 @@ class RunFolder:
                         "it was"
                     )
                 if started and self.whole(self.path / "manifest.json"):
+                    if self.edited:  # or damaged, in a folder's name or a number of threads: as it is given now
+                        self.write(there, config.to_yaml())
                     return
             else:
                 self._check_unused(recorded, identity)
