@@ -32,7 +32,7 @@ def test_they_count_from_the_epoch_that_a_member_kept(tmp_path: Path) -> None:
 
     assert drawn(3) == [4, 3, 2]
     # Out of patience in epoch 3, it answers with the best, epoch 2: there are two checkpoints up to it, and none twice.
-    line = {"kind": "stopped", "epoch": 3, "member": 0, "use_epoch": 2, "reason": "no lower validation NLL"}
+    line = {"kind": "stopped", "epoch": 3, "step": 6, "member": 0, "use_epoch": 2, "reason": "no lower NLL"}
     made.run.append("metrics.jsonl", line)
     assert drawn(2) == [2, 1]
     with pytest.raises(UserError, match="answers with epoch 2, which is less than 3 checkpoints"):
