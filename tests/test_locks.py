@@ -153,6 +153,13 @@ def test_a_holder_on_another_host_that_ends_is_not_waited_for(tmp_path: Path) ->
         assert time.monotonic() - before < locks.SILENT / 2
 
 
+def wait_for_a_beat(file: Path) -> None:
+    first, deadline = file.stat().st_mtime_ns, time.monotonic() + 30
+    while file.stat().st_mtime_ns == first:
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
 def test_a_heartbeat_that_fails_is_followed_by_the_next(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     touch, calls = os.utime, iter(range(10**9))
 
@@ -164,22 +171,14 @@ def test_a_heartbeat_that_fails_is_followed_by_the_next(tmp_path: Path, monkeypa
     monkeypatch.setattr(locks, "BEAT", 0.02)
     monkeypatch.setattr(os, "utime", failing)
     with hold(tmp_path, ["a"]):
-        file = tmp_path / "a.json"
-        first, deadline = file.stat().st_mtime_ns, time.monotonic() + 30
-        while file.stat().st_mtime_ns == first:
-            assert time.monotonic() < deadline
-            time.sleep(0.01)
+        wait_for_a_beat(tmp_path / "a.json")
     assert next(calls) > 1
 
 
 def test_the_heartbeat_is_the_files_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(locks, "BEAT", 0.02)
     with hold(tmp_path, ["a"]):
-        file = tmp_path / "a.json"
-        first, deadline = file.stat().st_mtime_ns, time.monotonic() + 30
-        while file.stat().st_mtime_ns == first:
-            assert time.monotonic() < deadline
-            time.sleep(0.01)
+        wait_for_a_beat(tmp_path / "a.json")
 
 
 def test_a_process_whose_lock_was_taken_writes_no_more(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

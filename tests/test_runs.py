@@ -281,6 +281,19 @@ def test_start_refuses_another_version_of_what_computes(run: RunFolder, monkeypa
             run.start(config(), IDENTITY, {})
 
 
+@pytest.mark.fault("a file damaged, any of a finished run")
+@pytest.mark.parametrize(
+    "line", ['{"path": "a", "sha357": "0"}', '{"path": "a", "sha256": "0", "before": {}}', "[]", "7"]
+)
+def test_what_is_no_record_is_passed_over(line: str, run: RunFolder) -> None:
+    run.start(config(), IDENTITY, {})
+    recorded = run.recorded()
+    with (run.path / "checksums.jsonl").open("a") as file:
+        file.write(line + "\n")
+    assert run.recorded() == recorded
+    assert run.damaged() == []
+
+
 @pytest.mark.fault("a hostile input")
 @pytest.mark.parametrize("name", ["../secret", "/etc/hostname", "questions/../../secret"])
 def test_a_record_names_no_file_outside_of_the_folder(name: str, run: RunFolder) -> None:

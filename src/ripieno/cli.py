@@ -612,8 +612,7 @@ def _verify(folder: RunFolder) -> None:
     if not folder.recorded() and not (folder.path / "config.yaml").exists():
         raise UserError(f"{folder.path}: not a run folder; `ripieno train CONFIG.yaml` makes one")
     if (folder.path / "config.yaml").exists() and "manifest.json" not in folder.recorded():
-        name = "checksums.jsonl"
-        raise EnvironmentFault(f"{folder.path / name}: missing or damaged; {folder.mend(name)}")
+        raise folder.damage(folder.path / "checksums.jsonl")
     damaged = folder.damaged()
     for path, why in damaged:
         name = path.relative_to(folder.path).as_posix()

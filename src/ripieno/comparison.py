@@ -154,7 +154,7 @@ def read_index(folder: Path) -> Index:
         raise EnvironmentFault(f"{path}: cannot be read ({error.strerror or error})") from error
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
-        if first["loc"] == ("schema",):
+        if first["loc"] == ("schema",) and isinstance(first["input"], int) and first["input"] > 1:
             raise UserError(
                 f"{path}: written by a newer version of ripieno (schema {first['input']}; this one reads 1): "
                 "upgrade ripieno"

@@ -179,7 +179,7 @@ class RunFolder:
             if record is None or _as_recorded(content, record):
                 break
         else:
-            raise EnvironmentFault(f"{path}: missing or damaged; {self.mend(name)}")
+            raise self.damage(path)
         try:
             lines = [json.loads(line) for line in _whole_lines(content).split(b"\n") if line]
             key, kinds = LOGGED[name]
@@ -229,8 +229,8 @@ class RunFolder:
         """
         if self.whole(path):
             return True
-        if (name := self._name(path)) in self.recorded():
-            raise EnvironmentFault(f"{path}: missing or damaged; {self.mend(name)}")
+        if self._name(path) in self.recorded():
+            raise self.damage(path)
         return False
 
     def damaged(self) -> list[tuple[Path, str]]:
@@ -257,7 +257,7 @@ class RunFolder:
         """Check that a folder in which no run has started holds nothing that one would write over."""
         adapters = {self._name(file) for file in self.path.glob("members/*/*/*.safetensors")}
         if not recorded.keys() >= adapters:
-            raise EnvironmentFault(f"{self.path / RECORDS}: missing or damaged; {self.mend(RECORDS)}")
+            raise self.damage(self.path / RECORDS)
         if adapters and identity["members"] == TRAINED and FORKED not in recorded:
             raise UserError(f"{self.path}: an import that was cut short; start it again with `ripieno import`")
         if (self.path / "config.yaml").exists():
@@ -283,7 +283,8 @@ class RunFolder:
             manifest = self.recorded().get("manifest.json")
             if manifest and manifest["identity"]["members"] == IMPORTED:
                 return "`ripieno import` into another folder makes it again"
-            return "`ripieno train` with the run's config makes it again"
+            where = ", or `ripieno evaluate --dataset` if that asked it" if first == "questions" else ""
+            return f"`ripieno train` with the run's config makes it again{where}"
         if first in MADE:
             return "`ripieno evaluate` as before makes it again"
         if first == "report":
@@ -291,6 +292,10 @@ class RunFolder:
         if first == "read":
             return "`ripieno read` makes it again"
         return "it cannot be made again; take it from a copy of the run"
+
+    def damage(self, path: Path) -> EnvironmentFault:
+        """Return the error that a file is missing or damaged, with the mend."""
+        return EnvironmentFault(f"{path}: missing or damaged; {self.mend(self._name(path))}")
 
     def _record(self, path: Path, **record: Any) -> None:
         self.append(RECORDS, {"path": self._name(path), **record})
@@ -364,7 +369,7 @@ class RunFolder:
         if not path.exists() and "config.yaml" not in recorded:
             raise UserError(f"{self.path}: not a run folder (no config.yaml); `ripieno train CONFIG.yaml` makes one")
         if not self._as_started(recorded):
-            raise EnvironmentFault(f"{path}: missing or damaged; {self.mend('config.yaml')}")
+            raise self.damage(path)
         return configs.load(path)
 
     def _as_started(self, recorded: Mapping[str, Mapping[str, Any]]) -> bool:
@@ -402,13 +407,10 @@ class RunFolder:
             EnvironmentFault: the file is missing or damaged.
         """
         path = self.path / "manifest.json"
-        self._require(path)
+        if not self.whole(path):
+            raise self.damage(path)
         content: dict[str, Any] = json.loads(path.read_bytes())
         return content
-
-    def _require(self, path: Path) -> None:
-        if not self.whole(path):
-            raise EnvironmentFault(f"{path}: missing or damaged; {self.mend(self._name(path))}")
 
     def start(self, config: Config, identity: dict[str, str], facts: dict[str, Any]) -> None:
         """Write the resolved config and the manifest of a new run, or check that a present one is the same.
@@ -498,7 +500,7 @@ def _is_name(text: str) -> bool:
 
 
 def _is_sum(record: object) -> bool:
-    if not isinstance(record, dict) or not isinstance(record.get("sha256"), str | None):
+    if not isinstance(record, dict) or not isinstance(record.get("sha256", 0), str | None):
         return False
     return isinstance(record.get("bytes"), int | None) and ("before" not in record or _is_sum(record["before"]))
 
