@@ -620,7 +620,8 @@ def _verify(folder: RunFolder) -> None:
     if folder.edited:
         _print("config.yaml: edited, in nothing that moves results")
     if damaged:
-        raise EnvironmentFault(f"{folder.path}: {len(damaged)} files are missing or damaged")
+        count = "1 file is" if len(damaged) == 1 else f"{len(damaged)} files are"
+        raise EnvironmentFault(f"{folder.path}: {count} missing or damaged")
     _print(f"{folder.path}: all {len(folder.recorded())} files are as they were written")
 
 
