@@ -47,6 +47,13 @@ FULL: dict[str, Any] = {
     },
     "evaluation": {"max_tokens": 512, "too_long": "shorten_context", "fixed_letters": True, "store_top": "all"},
     "compute": {"device": "cpu", "members_per_pass": 1, "batch_tokens": 64, "threads": 1},
+    "launch": {
+        "on": "slurm", "workers": 2, "cpus": 4, "gpus": 0, "questions": 10, "retries": 1, "address": "auto",
+        "storage": "memory://runs",
+        "slurm": {"partition": "gpu", "account": "me", "time": "1:00:00", "memory": "4G",
+                  "options": ["--exclusive"], "setup": ["module load cuda"]},
+    },
+    "track": "tensorboard",
 }  # fmt: skip
 
 
@@ -285,8 +292,8 @@ def test_hash_changes_with_everything_that_changes_results() -> None:
     config = parse(FULL)
     hashes = {"": config.hash()}
     for key, value in leaves(config):
-        fixed = ("name", "training.save_every", "prompt.normalisation", "evaluation.unconditional")
-        if key in fixed or key.startswith("compute."):
+        fixed = ("name", "track", "training.save_every", "prompt.normalisation", "evaluation.unconditional")
+        if key in fixed or key.startswith(("compute.", "launch.")):
             continue
         moved = parse(changed(FULL, key, other(key, value)))
         hashes[key] = moved.hash()
@@ -294,7 +301,9 @@ def test_hash_changes_with_everything_that_changes_results() -> None:
     text = parse({**MINIMAL, "prompt": {"normalisation": "sum"}})
     hashes |= {"sum": text.hash(), "byte": parse({**MINIMAL, "prompt": {"normalisation": "byte"}}).hash()}
     hashes["unconditional"] = parse({**MINIMAL, "evaluation": {"unconditional": True}}).hash()
-    assert len(set(hashes.values())) == len(hashes) == len(list(leaves(config))) - 6 - 2 + 4
+    moving = [key for key, _ in leaves(config) if not key.startswith(("compute.", "launch."))]
+    # Less name, track and save_every, and the two that letters fix; and the config itself, and those of text.
+    assert len(set(hashes.values())) == len(hashes) == len(moving) - 3 - 2 + 4
     assert len(config.hash()) == 16
 
 
@@ -356,7 +365,7 @@ def sections(model: type[BaseModel]) -> Iterator[type[BaseModel]]:
 
 def test_every_section_is_documented_and_refuses_what_it_does_not_know() -> None:
     found = list(sections(Config))
-    assert len(found) == 11
+    assert len(found) == 13
     for section in found:
         assert section.__doc__
         assert section.model_config["extra"] == "forbid"

@@ -21,7 +21,13 @@ TemplateName = Literal["paper", "letters", "text", "text-listed"]
 LETTERS = ("paper", "letters")  # templates whose answer is a letter; of the others it is the choice's text
 _FILE = re.compile(r"\.(jsonl|csv|parquet|gguf)(\[[^]]*\])?$")  # with a range or not
 # What changes no result: a run goes on whatever it says.
-WITHOUT_RESULT: dict[str, Any] = {"name": True, "compute": True, "training": {"save_every"}}
+WITHOUT_RESULT: dict[str, Any] = {
+    "name": True,
+    "compute": True,
+    "launch": True,
+    "track": True,
+    "training": {"save_every"},
+}
 DEEPEST, LONGEST, MOST_VALUES = 50, 2**16, 50_000  # of a config: levels of nesting, characters, values
 TOO_DEEP = f"it is nested over {DEEPEST} levels deep"
 _BRANCHES = ("int", "float", "constrained-int", "constrained-float")
@@ -229,6 +235,43 @@ class Compute(Section):
     threads: PositiveInt | None = None
 
 
+class Slurm(Section):
+    """What each job of an array asks Slurm for."""
+
+    partition: str | None = None
+    account: str | None = None
+    time: str | None = None
+    """Longest time of a job, such as 04:00:00; one that runs out of it is queued again, and goes on."""
+    memory: str | None = None
+    """Of a job, such as 40G."""
+    options: tuple[str, ...] = ()
+    """Further options of sbatch, such as `--constraint=a100`."""
+    setup: tuple[str, ...] = ()
+    """Lines of shell before the work, such as `module load cuda` or `source .venv/bin/activate`."""
+
+
+class Launch(Section):
+    """Where the members and the questions are shared out; nothing here changes results beyond rounding."""
+
+    on: Literal["local", "ray", "slurm"] = "local"
+    workers: PositiveInt | Literal["auto"] = "auto"
+    """Processes that share out members, or questions. `auto`: locally one a GPU, or one with all cores; on Ray one a
+    GPU of the cluster, or else one a node; on Slurm it has to be said."""
+    cpus: PositiveInt | None = None
+    """Cores of a worker; by default, locally and on Ray, what a node has, shared by its workers."""
+    gpus: Annotated[int, Field(ge=0)] | None = None
+    """GPUs of a worker, 0 or 1; by default 1 where there are any, on Slurm 1."""
+    questions: PositiveInt = 1000
+    """Questions that are answered between one write and the next; a killed worker loses as many at most."""
+    retries: Annotated[int, Field(ge=0)] = 3
+    """How often a worker that died is started again, on another node where there is one (Ray)."""
+    address: str | None = None
+    """Of a running Ray cluster, such as `auto` or ray://head:10001; one is started on this machine by default."""
+    storage: str | None = None
+    """A folder that all nodes reach, as an fsspec URL such as s3://bucket/runs; by default they share the run's."""
+    slurm: Slurm = Slurm()
+
+
 class Experiment(Section):
     """What an experiment is made of: the sections of a config, and of a comparison of several ways to train."""
 
@@ -244,6 +287,10 @@ class Experiment(Section):
 
 class Config(Experiment):
     """A whole experiment."""
+
+    launch: Launch = Launch()
+    track: Literal["none", "tensorboard", "wandb"] = "none"
+    """Also send losses and validation metrics, after each epoch, to a tracker."""
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:

@@ -72,6 +72,7 @@ def _work(commands: Sequence[Sequence[str]], said: Path, before: Before | None, 
     os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
     os.dup2(stderr, 2)
     torch.set_num_threads(1)
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored by what a shell started in its background
     if before:
         before()
     begun.set()
