@@ -6,6 +6,7 @@ import json
 import os
 import signal
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -18,6 +19,7 @@ from ripieno.memory import ran_out
 if TYPE_CHECKING:
     from ripieno.config import Config
     from ripieno.measures import Costs
+    from ripieno.launching import Launcher
     from ripieno.measures.certify import Plan
     from ripieno.runs import RunFolder
 
@@ -32,6 +34,16 @@ DataDir = Annotated[Path | None, typer.Option(help="A folder with originally rel
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress bar.")]
 CostError = Annotated[float | None, typer.Option(help="What a wrong answer costs you, in any unit.")]
 CostHandover = Annotated[float | None, typer.Option(help="What handing a question to a person costs, in that unit.")]
+On = Annotated[
+    Literal["local", "ray", "slurm"] | None,
+    typer.Option(
+        help="Share the work out: on this machine, a Ray cluster, or Slurm. Default: launch.on of the config."
+    ),
+]
+Workers = Annotated[
+    int | None, typer.Option(min=1, help="How many processes share it. Default: launch.workers of the config.")
+]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="With Slurm: only print the batch script.")]
 Bins = Annotated[int, typer.Option(min=1, help="Bins of confidence, of the calibration errors.")]
 
 
@@ -90,15 +102,32 @@ def train(
         Path | None,
         typer.Option(help="A new folder, in which the run's members go on from where they are under this config."),
     ] = None,
+    on: On = None,
+    workers: Workers = None,
+    dry_run: DryRun = False,
     data_dir: DataDir = None,
     quiet: Quiet = False,
 ) -> None:
-    """Train the members, or go on where this run stopped: the same command starts and resumes."""
+    """Train the members, or go on where this run stopped: the same command starts and resumes.
+
+    --members alone trains them in this process.
+    """
     from ripieno import config as configs
-    from ripieno import experiment
+    from ripieno import experiment, launching
 
     experiment_config = configs.load(config, settings or [])
     chosen = None if members is None else _members(members)
+    path = run or Path("runs") / experiment_config.name
+    if launcher := _launcher(experiment_config, path, on, workers, here=members is not None):
+        if fork is not None:
+            raise UserError("--fork: copies a run, and then trains in this process; leave --on and --workers out")
+        common = ["train", str(config), "--run", str(path), *_repeated("--set", settings), *_given(data_dir)]
+        every = chosen or list(range(experiment_config.training.members))
+        commands = launching.train_commands(common, every, launcher.workers)
+        _launch(launcher, "train", [commands], dry_run, f"Trained: {path}. Next: ripieno evaluate {path}")
+        return
+    if dry_run:
+        raise UserError("--dry-run: prints the batch scripts of --on slurm")
     with _progress(experiment_config, data_dir, quiet, members=chosen) as progress:
         folder = experiment.train(
             experiment_config, run, members=chosen, fork=fork, data_dir=data_dir, progress=progress
@@ -179,15 +208,38 @@ def evaluate(
         ),
     ] = None,
     member: Annotated[int | None, typer.Option(help="With --method: whose; 0 by default.")] = None,
+    share: Annotated[
+        str | None,
+        typer.Option(metavar="K/N", help="Only answer the K-th of N shares; without it a last start adds them up."),
+    ] = None,
+    on: On = None,
+    workers: Workers = None,
+    dry_run: DryRun = False,
     data_dir: DataDir = None,
     quiet: Quiet = False,
 ) -> None:
     """Ask the base and the members, in and out of domain; what is there already is not computed again."""
     from ripieno import config as configs
-    from ripieno import evaluation, methods
+    from ripieno import evaluation, launching, methods
 
     folder = _asked(run)
     config = folder.config()
+    of_share = None if share is None else _share(share)
+    launcher = None if method or rotations or tokens == "all" else _launcher(config, run, on, workers, here=bool(share))
+    if launcher is None and (dry_run or on not in (None, "local") or workers not in (None, 1)):
+        raise UserError(
+            "--on, --workers, --dry-run: go with the answers alone, not with --method, --rotations or tokens"
+        )
+    if launcher:
+        flags = {"--fixed-letters": fixed_letters, "--unconditional": unconditional}
+        common = ["evaluate", str(run), *_repeated("--dataset", dataset), *_given(data_dir)]
+        common += [word for flag, given in flags.items() if given for word in [flag]]
+        valued = {"--epoch": epoch, "--store-top": store_top, "--choices": choices}
+        common += [word for option, given in valued.items() if given is not None for word in (option, str(given))]
+        steps = launching.evaluate_steps(common, launcher.workers)
+        said = f"Predictions: {run / 'predictions'}. Next: ripieno report {run}"
+        _launch(launcher, "evaluate", steps, dry_run, said)
+        return
     if rotations:
         others = (choices, store_top, method, draws, member, setting)
         if tokens == "all" or fixed_letters or unconditional or any(other is not None for other in others):
@@ -229,9 +281,13 @@ def evaluate(
             choices=choices,
             extras=extras,
             sampling=sampling,
+            share=of_share,
             data_dir=data_dir,
             progress=progress,
         )
+    if of_share is not None:
+        _print(f"Share {share} is answered; once all are, `ripieno evaluate {run}` puts them together.")
+        return
     _print(f"{len(files)} files of predictions in {run / 'predictions'}. Next: ripieno report {run}")
 
 
@@ -599,8 +655,9 @@ def status(
         why = f", stopped: {stopped[0]['reason']}" if stopped else ""
         by = f", held by {working[member]}" if member in working else ""
         _print(f"member {member}: epoch {max(epochs, default=0)} of {config.training.epochs}{why}{by}")
-    if None in working:
-        _print(f"asked by {working[None]}")
+    for name, holder in working.items():
+        if isinstance(name, str):
+            _print(f"{name.replace('-', ' ')}: held by {holder}")
     for what in ("predictions", "rotations", "features", "tokens"):
         for file in sorted((run / what).rglob("*.parquet")):
             state = "" if folder.whole(file) else "  (damaged: the same evaluate makes it again)"
@@ -703,6 +760,55 @@ def _members(text: str) -> list[int]:
         return sorted({n for first, to, last in parts for n in range(int(first), int(last if to else first) + 1)})
     except ValueError:
         raise UserError(f"--members {text}: give numbers and ranges, such as 0-4 or 0,2") from None
+
+
+def _share(text: str) -> tuple[int, int]:
+    share, slash, of = text.partition("/")
+    if not slash or not share.isdecimal() or not of.isdecimal():
+        raise UserError(f"--share {text}: give one of so many, such as 2/8")
+    return int(share), int(of)
+
+
+def _launcher(config: Config, run: Path, on: str | None, workers: int | None, *, here: bool) -> Launcher | None:
+    """Return what shares the work out; None where this process does it alone: it has to (`here`), or nobody helps."""
+    from ripieno import launching
+
+    changed = {key: value for key, value in {"on": on, "workers": workers}.items() if value is not None}
+    if here and not changed:
+        return None
+    launch = config.launch.model_copy(update=changed)
+    launcher = launching.launcher(launch, run, config.compute.device, do)
+    return None if launch.on == "local" and launcher.workers == 1 else launcher
+
+
+def _launch(launcher: Launcher, name: str, steps: Sequence[Sequence[Sequence[str]]], dry_run: bool, done: str) -> None:
+    from ripieno.launching.slurm import Slurm
+
+    if dry_run and not isinstance(launcher, Slurm):
+        raise UserError("--dry-run: prints the batch scripts of --on slurm")
+    if dry_run:
+        assert isinstance(launcher, Slurm)
+        for text in launcher.scripts(name, steps):
+            typer.echo(text)
+        return
+    queued = launcher.run(name, steps)
+    if queued:
+        _print(f"Queued: {queued}. `ripieno status` says how far it is.")
+    else:
+        _print(done)
+
+
+def do(command: Sequence[str]) -> None:
+    """Do a command in this process; unlike `main`, raise what it fails with."""
+    app(list(command), prog_name="ripieno", standalone_mode=False)
+
+
+def _repeated(option: str, values: Sequence[str] | None) -> list[str]:
+    return [word for value in values or [] for word in (option, value)]
+
+
+def _given(data_dir: Path | None) -> list[str]:
+    return [] if data_dir is None else ["--data-dir", str(data_dir)]
 
 
 def _evaluate_tokens(

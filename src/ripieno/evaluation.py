@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import cache, cached_property
@@ -28,7 +29,7 @@ from ripieno.methods import Fitted, Method
 from ripieno.methods.trained import Trained
 from ripieno.model.prediction import noise_floor
 from ripieno.model.speed import Timer
-from ripieno.parquet import to_parquet
+from ripieno.parquet import join, to_parquet
 from ripieno.predictions import Predictions
 from ripieno.progress import Progress
 from ripieno.prompt_features import make_features, of_analysis
@@ -88,6 +89,32 @@ class Job:
         return _method(self.epoch, self.sampling)
 
 
+@dataclass(frozen=True)
+class Part:
+    """Questions of a job that are answered at once, into the job's file or one of the files that it is made of.
+
+    Args:
+        job: whose.
+        questions: N of them.
+        file: of their predictions.
+        evaluation: what else it stores.
+        about: what the file says of itself; `inputs` names all that decides it.
+    """
+
+    job: Job
+    questions: Sequence[Question]
+    file: Path
+    evaluation: Evaluation
+    about: Mapping[str, Any]
+
+    def there(self, run: RunFolder) -> bool:
+        """Whether the file is, made from the same."""
+        if not run.whole(self.file):
+            return False
+        header = json.loads(pq.read_schema(self.file).metadata[b"ripieno"])
+        return all(header[key] == self.about[key] for key in ("inputs", "extras"))
+
+
 def _method(epoch: int, sampling: Sampling | None) -> str:
     return sampling.label if sampling else METHOD if epoch else BASE
 
@@ -100,10 +127,15 @@ def evaluate(
     choices: int | None = None,
     extras: Mapping[str, Any] | None = None,
     sampling: Sampling | None = None,
+    share: tuple[int, int] | None = None,
     data_dir: Path | None = None,
     progress: Progress | None = None,
 ) -> list[Path]:
     """Ask the base (epoch 0) and the members after each epoch; what is there already is not computed again.
+
+    A set of over `launch.questions` questions is answered in parts of so many, which then make one file: an interruption
+    loses no part that was written, and nothing grows with the set but the list of its questions. Several processes may
+    share the parts out; what they hold does not depend on how. A last start without `share` puts them together.
 
     Where the config's own sets are asked, the features of their prompts and of the training sets' are made too; and
     where the template lists the choices, and a test set and an out-of-domain one differ in how many there are, the base
@@ -116,11 +148,12 @@ def evaluate(
         choices: ask (the test and out-of-domain sets by default) with wrong choices dropped at random to so many.
         extras: keys of the config's `evaluation` to change, such as {"store_top": "all"}.
         sampling: ask draws of one member, by default at the last epoch, and neither base nor ensemble.
+        share: (k, n) answers the k-th of n shares alone, 1 to n, and puts nothing together.
         data_dir: a folder with originally released data files, for sets that the run does not hold yet.
         progress: advanced by one a member and question.
 
     Returns:
-        The files of predictions, those that were there among them.
+        The files of predictions, those that were there among them; of a share none.
 
     Raises:
         UserError: an epoch, a set or a method does not exist, the epoch is not trained, no question has so many
@@ -138,7 +171,9 @@ def evaluate(
         epochs = _check_sampling(run, config, sampling, epochs)
         # Dropout's masks go by question, and scores without the question are shared by many.
         config = config.model_copy(update={"evaluation": config.evaluation.model_copy(update={"unconditional": False})})
-    with run.lock():
+    if share is not None and not 1 <= share[0] <= share[1]:
+        raise UserError(f"--share {share[0]}/{share[1]}: give one of them, such as 1/{max(share[1], 1)}")
+    with run.lock(share=share):
         jobs = _jobs(run, config, datasets, epochs, choices, sampling)
         sets = {job.name: questions_of(run, config, job.name, data_dir) for job in jobs}
         if not datasets and choices is None:
@@ -152,35 +187,31 @@ def evaluate(
 
         fitted: dict[int, Fitted] = {}
         answered: tuple[Job, Sequence[Question]] | None = None
-        for job in jobs:
-            matched = asked[job.name, job.choices]
-            inputs, evaluation = _inputs(run, config, job, matched.questions), config.evaluation
-            stored = _stored(job.file, inputs) if run.whole(job.file) else None
-            if stored is not None:
-                # What was stored once is not lost when something else is asked for.
-                evaluation = _with_stored(evaluation, stored)
-                if evaluation.model_dump(include=EXTRAS) == stored:
-                    answers = sampling.draws if sampling else max(len(job.members), 1)
-                    progress.advance(answers * len(matched.questions))
-                    keep_questions(run, job.name, sets[job.name])
-                    continue
-            of_job = replace(ensemble(), evaluation=evaluation)
+        parts = [part for job in jobs for part in _parts(run, config, job, asked[job.name, job.choices])]
+        for part in parts if share is None else _of_share(parts, *share):
+            job = part.job
+            if part.there(run):
+                answers = sampling.draws if sampling else max(len(job.members), 1)
+                progress.advance(answers * len(part.questions))
+                continue
+            of_job = replace(ensemble(), evaluation=part.evaluation)
             trained = None
             if sampling is not None:
                 trained = Trained(run, config, of_job, [sampling.member], job.epoch, progress)
                 if job.epoch not in fitted:
                     fitted[job.epoch] = fit(sampling, trained)
-            p = _answer(run, of_job, job, matched.questions, progress, trained, fitted.get(job.epoch, {}))
-            about: dict[str, Any] = {"inputs": inputs, "extras": evaluation.model_dump(include=EXTRAS)}
-            about |= {} if sampling is None else {"sampling": sampling.about()}
-            if job.choices is not None:
-                left_out = {"fewer_choices": matched.fewer_choices, "no_answer": matched.no_answer}
-                about |= {"choices": job.choices, "choices_left_out": left_out}
-            p = replace(p, metadata={**provenance.metadata(run, config), **about, **p.metadata})
-            keep_questions(run, job.name, sets[job.name])
-            run.write(job.file, to_parquet(p))
+            p = _answer(run, of_job, job, part.questions, progress, trained, fitted.get(job.epoch, {}))
+            p = replace(p, metadata={**part.about, **p.metadata})
+            if part.file == job.file:
+                keep_questions(run, job.name, sets[job.name])
+            run.write(part.file, to_parquet(p))
             if job.members and not job.sampling:
-                answered = job, matched.questions
+                answered = job, part.questions
+        if share is not None:
+            return []
+        for job in jobs:
+            keep_questions(run, job.name, sets[job.name])
+            _put_together(run, job, [part for part in parts if part.job is job])
         if answered:
             _say_noise_floor(ensemble(), *answered, progress)
         if not datasets and choices is None:
@@ -294,6 +325,47 @@ def _reduced(config: Config, job: Job, questions: Sequence[Question]) -> Matched
             "give fewer, or name other sets with --dataset"
         )
     return matched
+
+
+def _parts(run: RunFolder, config: Config, job: Job, matched: Matched) -> list[Part]:
+    """Return what a job is answered in: parts of `launch.questions` questions; draws of one member in one."""
+    inputs, evaluation = _inputs(run, config, job, matched.questions), config.evaluation
+    stored = _stored(job.file, inputs) if run.whole(job.file) else None
+    if stored is not None:  # what was stored once is not lost when something else is asked for
+        evaluation = _with_stored(evaluation, stored)
+    about: dict[str, Any] = {**provenance.metadata(run, config), "extras": evaluation.model_dump(include=EXTRAS)}
+    about |= {} if job.sampling is None else {"sampling": job.sampling.about()}
+    if job.choices is not None:
+        left_out = {"fewer_choices": matched.fewer_choices, "no_answer": matched.no_answer}
+        about |= {"choices": job.choices, "choices_left_out": left_out}
+    whole = Part(job, matched.questions, job.file, evaluation, {**about, "inputs": inputs})
+    size = config.launch.questions
+    count = math.ceil(len(whole.questions) / size)
+    if count == 1 or job.sampling or whole.there(run):
+        return [whole]
+    return [
+        replace(
+            whole,
+            questions=whole.questions[k * size : (k + 1) * size],
+            file=run.part(job.file, k, count),
+            about={**whole.about, "inputs": f"{inputs}-{k}-of-{count}"},
+        )
+        for k in range(count)
+    ]
+
+
+def _of_share(parts: Sequence[Part], share: int, of: int) -> Sequence[Part]:
+    """Return a share of the parts, about as much work as each other: the base's are spread evenly, and the members'."""
+    return sorted(parts, key=lambda part: len(part.job.members))[share - 1 :: of]
+
+
+def _put_together(run: RunFolder, job: Job, parts: Sequence[Part]) -> None:
+    """Make a job's file of those of its parts, a part at a time in memory, and remove them, others of before too."""
+    files = [part.file for part in parts]
+    if files != [job.file]:
+        run.make(job.file, lambda file: join(files, {"inputs": parts[0].about["inputs"].partition("-")[0]}, file))
+    for file in run.parts(job.file):
+        run.remove(file)
 
 
 def fit(sampling: Sampling, trained: Trained) -> Fitted:

@@ -7,10 +7,10 @@ from __future__ import annotations
 
 import io
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import pyarrow as pa
@@ -61,12 +61,31 @@ def to_parquet(*predictions: Predictions) -> bytes:
     if len(keys) < len(predictions) or len({p.method for p in predictions}) > 1:
         raise ValueError("a file holds one method, and one `Predictions` a data set, split, epoch and replicate")
     header = {"schema": SCHEMA_VERSION, "method": predictions[0].method, **predictions[0].metadata}
-    metadata = {b"ripieno": json.dumps(header, sort_keys=True, ensure_ascii=False).encode()}
-    schema = SCHEMA.with_metadata(metadata)
+    schema = SCHEMA.with_metadata(_metadata(header))
     table = pa.concat_tables([pa.table(_rows(p), schema=schema) for p in predictions])
     buffer = io.BytesIO()
     pq.write_table(table, buffer, compression="zstd")
     return buffer.getvalue()
+
+
+def join(parts: Sequence[Path], changed: Mapping[str, Any], file: BinaryIO) -> None:
+    """Write files of the same members' answers to different questions as one, a part at a time in memory.
+
+    Args:
+        parts: files that `to_parquet` made, at least one.
+        changed: what the new one says of itself in another way than the first part; `too_long` is that of all.
+        file: where to.
+    """
+    headers = [json.loads(pq.read_schema(part).metadata[b"ripieno"]) for part in parts]
+    too_long = [question for header in headers for question in header["too_long"]]
+    schema = SCHEMA.with_metadata(_metadata({**headers[0], "too_long": too_long, **changed}))
+    with pq.ParquetWriter(file, schema, compression="zstd") as writer:
+        for part in parts:
+            writer.write_table(pq.read_table(part).replace_schema_metadata(schema.metadata))
+
+
+def _metadata(header: Mapping[str, Any]) -> dict[bytes, bytes]:
+    return {b"ripieno": json.dumps(header, sort_keys=True, ensure_ascii=False).encode()}
 
 
 def _rows(p: Predictions) -> dict[str, list[Any]]:

@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import platform
+import re
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -14,7 +15,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Any, BinaryIO
 
 from ripieno import config as configs
 from ripieno import locks
@@ -29,7 +30,7 @@ VERSIONED = ("ripieno", "torch", "transformers", "tokenizers", "safetensors", "n
 SCHEMA = 1  # of a run folder
 DECISIVE = ("torch", "transformers", "tokenizers", "numpy")  # another version of which may change what is computed
 IDENTITY = {"base_sha256", "questions_sha256", "members", *(f"versions.{name}" for name in DECISIVE)}
-MADE = ("predictions", "rotations", "features", "tokens", "fitted")  # folders of what evaluate makes
+MADE = ("predictions", "parts", "rotations", "features", "tokens", "fitted")  # folders of what evaluate makes
 FOLDERS = ("members", "resume", "questions", *MADE, "read", "report")
 RECORDS = "checksums.jsonl"
 FORKED = "forked_from.json"  # the first file of a fork; manifest and config are the last
@@ -78,6 +79,17 @@ class RunFolder:
         matched = "" if choices is None else f".k{choices}"
         return self.path / "predictions" / folder / file / f"{method}-epoch-{epoch:03d}{matched}.parquet"
 
+    def part(self, predictions: Path, number: int, of: int) -> Path:
+        """File of some questions' predictions, out of which (0 is the first) a whole file is made."""
+        below = predictions.relative_to(self.path / "predictions")
+        return self.path / "parts" / below.parent / f"{below.stem}.{number:05d}-of-{of:05d}.parquet"
+
+    def parts(self, predictions: Path) -> list[Path]:
+        """Return the files of parts that there are of a whole file."""
+        first = self._name(self.part(predictions, 0, 1)).partition(".00000-of-")[0]
+        pattern = re.compile(re.escape(first) + r"\.\d{5}-of-\d{5}\.parquet")
+        return [self.path / name for name in self.recorded() if pattern.fullmatch(name)]
+
     def rotations(self, folder: str, file: str, method: str, epoch: int, rotation: int) -> Path:
         """File of one method's predictions of a data set asked under a rotation of its choices (0 is their order)."""
         return self.path / "rotations" / folder / file / f"{method}-epoch-{epoch:03d}.rotation-{rotation}.parquet"
@@ -122,6 +134,15 @@ class RunFolder:
             path.parent.mkdir(parents=True, exist_ok=True)
             write_atomically(path, data)
         self._record(path, sha256=hashlib.sha256(data).hexdigest(), **also)
+
+    def make(self, path: Path, written: Callable[[BinaryIO], None]) -> None:
+        """As `write`, of a file that is not held in memory: `written` writes it."""
+        locks.check(self._locks)
+        with _writing(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            make_atomically(path, written)
+            digest = sha256_of(path)
+        self._record(path, sha256=digest)
 
     def remove(self, path: Path) -> None:
         """Remove a file, on record: it is not missed."""
@@ -217,7 +238,7 @@ class RunFolder:
         recorded = self.recorded()
         records = [recorded.get(self._name(path)) for path in paths]
         return all(
-            record is not None and path.is_file() and _as_recorded(path.read_bytes(), record)
+            record is not None and path.is_file() and _is_as_recorded(path, record)
             for path, record in zip(paths, records, strict=True)
         )
 
@@ -245,7 +266,7 @@ class RunFolder:
             path = self.path / name
             if not path.is_file():
                 found.append((path, "missing"))
-            elif not _as_recorded(path.read_bytes(), record) and (name != "config.yaml" or not self.edited):
+            elif not _is_as_recorded(path, record) and (name != "config.yaml" or not self.edited):
                 found.append((path, "damaged"))
         for folder in FOLDERS:
             for path in sorted((self.path / folder).rglob("*")):
@@ -316,13 +337,18 @@ class RunFolder:
         )
 
     @contextmanager
-    def lock(self, members: Sequence[int] | None = None) -> Iterator[None]:
-        """Hold some members, to train them, or by default what is made of the members, to answer.
+    def lock(self, members: Sequence[int] | None = None, *, share: tuple[int, int] | None = None) -> Iterator[None]:
+        """Hold some members, to train them, or by default what is made of the members, to answer: all of it or a share.
 
         Raises:
             EnvironmentFault: another process holds it, or the folder cannot be written.
         """
-        names = ["answers"] if members is None else [f"member-{member}" for member in members]
+        if members is not None:
+            names = [f"member-{member}" for member in members]
+        elif share is not None:
+            names = ["answers-{}-of-{}".format(*share)]
+        else:
+            names = ["answers", *(file.stem for file in self._locks.glob("answers-*.json"))]
         with ExitStack() as held:
             try:
                 held.enter_context(locks.hold(self._locks, names))
@@ -346,10 +372,10 @@ class RunFolder:
         with _writing(self.path), locks.mutex(self._locks):
             yield
 
-    def holders(self) -> dict[int | None, str]:
-        """Return which process holds which members, and (None) which one answers; see `locks.holders`."""
-        found = locks.holders(self._locks)
-        return {None if name == "answers" else int(name.partition("-")[2]): str(who) for name, who in found.items()}
+    def holders(self) -> dict[int | str, str]:
+        """Return which process holds which members, and which ones answer, all or a share; see `locks.holders`."""
+        found = {name: str(who) for name, who in locks.holders(self._locks).items()}
+        return {name if name.startswith("answers") else int(name.partition("-")[2]): who for name, who in found.items()}
 
     @property
     def _locks(self) -> Path:
@@ -513,6 +539,11 @@ def _as_recorded(content: bytes, record: Mapping[str, Any]) -> bool:
     return "before" in record and _as_recorded(content, record["before"])
 
 
+def _is_as_recorded(path: Path, record: Mapping[str, Any]) -> bool:
+    """As `_as_recorded`, of a file that is there, which may be larger than the memory unless it is a log."""
+    return _as_recorded(path.read_bytes(), record) if "bytes" in record else sha256_of(path) == record["sha256"]
+
+
 @contextmanager
 def _writing(path: Path) -> Iterator[None]:
     try:
@@ -531,10 +562,15 @@ def _sweep(folder: Path) -> None:
 
 def write_atomically(path: Path, data: bytes) -> None:
     """Write a file so that a crash leaves the old content or the new one, never a part."""
+    make_atomically(path, lambda file: file.write(data))
+
+
+def make_atomically(path: Path, written: Callable[[BinaryIO], object]) -> None:
+    """As `write_atomically`, of a file that `written` writes."""
     descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=TEMPORARY)
     try:
         with os.fdopen(descriptor, "wb") as file:
-            file.write(data)
+            written(file)
             file.flush()
             os.fsync(file.fileno())
         os.chmod(temporary, 0o644)

@@ -1,0 +1,69 @@
+"""Where members are trained and asked: commands of this program, shared out by an engine that is there already.
+
+Members are independent, and so are questions. A job is shared out as commands that anybody could type, `ripieno train
+--members 0-4` or `ripieno evaluate --share 2/8`: each holds what it works on, goes on where it stopped, and writes the
+same whatever the others do. A launcher only starts them: on this machine, on a Ray cluster, or as a Slurm array.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Protocol
+
+from ripieno.config import Launch
+from ripieno.launching import slurm
+from ripieno.launching.local import Local
+
+Command = Sequence[str]  # its words, behind `ripieno`
+Do = Callable[[Command], None]  # does a command in this process
+
+
+class Launcher(Protocol):
+    """Starts commands somewhere."""
+
+    @property
+    def workers(self) -> int:
+        """How many it does at once."""
+
+    def run(self, name: str, steps: Sequence[Sequence[Command]]) -> str:
+        """Do commands, all of a step before the next one; return as what they are queued, "" where they are done."""
+
+
+def launcher(launch: Launch, run: Path, device: str, do: Do) -> Launcher:
+    """Return what a config asks for.
+
+    Args:
+        launch: of the config.
+        run: the run folder.
+        device: `compute.device` of the config.
+        do: does a command in this process.
+
+    Raises:
+        UserError: its engine is not installed, or cannot do it.
+    """
+    if launch.on == "slurm":
+        return slurm.Slurm(launch, run)
+    if launch.on == "ray":
+        from ripieno.launching.ray import Ray
+
+        return Ray(launch, do)
+    return Local(launch, device)
+
+
+def train_commands(common: Command, members: Sequence[int], workers: int) -> list[Command]:
+    """Return the commands that train members: groups of neighbours, as even as can be."""
+    return [[*common, "--members", ",".join(map(str, group))] for group in groups(members, workers)]
+
+
+def evaluate_steps(common: Command, workers: int) -> list[list[Command]]:
+    """Return the commands that answer questions, a share each, and then the one that puts the answers together."""
+    shares: list[Command] = [[*common, "--share", f"{share}/{workers}"] for share in range(1, workers + 1)]
+    return [shares, [[*common, "--on", "local", "--workers", "1"]]]
+
+
+def groups(members: Sequence[int], count: int) -> list[Sequence[int]]:
+    """Cut members into so many groups of neighbours, none empty, whose sizes differ by one at most."""
+    count = min(count, len(members))
+    cuts = [len(members) * n // count for n in range(count + 1)]
+    return [members[first:end] for first, end in zip(cuts, cuts[1:], strict=False)]

@@ -1,0 +1,157 @@
+"""Questions answered in parts, by shares, in any order: the same file; and members trained by several processes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+import yaml
+from commands import files_of, one_line, ripieno, rows, works, write_config, write_rows
+
+from ripieno import runs
+from ripieno.config import parse
+from ripieno.launching import evaluate_steps, groups, train_commands
+from ripieno.runs import RunFolder
+
+
+def config(folder: Path, base: Path, **sections: dict[str, object]) -> Path:
+    data = {
+        "train": [write_rows(folder / "train.jsonl", rows(10, 1))],
+        "test": [write_rows(folder / "test.jsonl", rows(11, 2))],
+        "out_of_domain": [write_rows(folder / "ood.jsonl", rows(5, 3))],
+    }
+    return write_config(folder, base, data, launch={"questions": 3}, training={"members": 3}, **sections)
+
+
+def made(run: Path, *folders: str) -> dict[str, bytes]:
+    """Return what a run holds below some folders."""
+    return {f"{top}/{name}": content for top in folders for name, (_, content) in files_of(run / top).items()}
+
+
+RESULTS = ("members", "predictions", "questions", "features")
+
+
+@pytest.fixture(scope="module")
+def alone(base: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """A config, and its run in one process."""
+    folder = tmp_path_factory.mktemp("alone")
+    file = config(folder, base)
+    works("train", file, "--run", folder / "run")
+    works("evaluate", folder / "run")
+    return file, folder / "run"
+
+
+def test_shares_in_any_order_make_the_files_of_one_process(alone: tuple[Path, Path], tmp_path: Path) -> None:
+    file, whole = alone
+    works("train", file, "--run", tmp_path / "run")
+    for share in ("3/3", "1/3", "2/3"):
+        assert works("evaluate", tmp_path / "run", "--share", share).startswith(f"Share {share} is answered")
+    parts = [path for path in RunFolder(tmp_path / "run").recorded() if path.startswith("parts/")]
+    # 11 and 5 questions in threes, by the base and after the one epoch, and once more with two choices.
+    assert len(parts) == 2 * 2 * (4 + 2)
+    works("evaluate", tmp_path / "run")
+    assert made(tmp_path / "run", *RESULTS) == made(whole, *RESULTS)
+    assert not list((tmp_path / "run" / "parts").rglob("*.parquet"))
+    assert works("status", tmp_path / "run", "--verify")
+
+
+def test_parts_that_are_there_are_not_answered_again(alone: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    """A file of predictions is gone, two of its four parts are left: the other two alone are answered."""
+    from ripieno import evaluation
+
+    _, run = alone
+    before = made(run, *RESULTS)
+    file = next((run / "predictions").glob("test-*/all/ensemble-epoch-001.parquet"))
+    content = file.read_bytes()
+    answered: list[int] = []
+    answer = evaluation._answer
+
+    def noted(run, ensemble, job, questions, *rest):  # type: ignore[no-untyped-def]
+        answered.append(len(questions))
+        if len(answered) == 3:
+            raise KeyboardInterrupt
+        return answer(run, ensemble, job, questions, *rest)
+
+    file.unlink()
+    monkeypatch.setattr(evaluation, "_answer", noted)
+    assert ripieno("evaluate", run).code == 130
+    assert ripieno("evaluate", run).code == 0
+    assert answered == [3, 3, 3, 3, 2]
+    assert file.read_bytes() == content
+    assert made(run, *RESULTS) == before
+
+
+def test_a_share_that_is_held_and_one_that_does_not_exist(alone: tuple[Path, Path]) -> None:
+    _, run = alone
+    assert one_line(ripieno("evaluate", run, "--share", "4/3"), 2).endswith("give one of them, such as 1/3")
+    assert one_line(ripieno("evaluate", run, "--share", "two"), 2).endswith("give one of so many, such as 2/8")
+    with RunFolder(run).lock(share=(1, 2)):
+        assert works("evaluate", run, "--share", "2/2")
+        assert "answers 1 of 2: held by process" in works("status", run)
+
+
+def test_a_made_file_is_whole_or_absent(tmp_path: Path) -> None:
+    run = RunFolder(tmp_path)
+
+    def fails(file: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    with pytest.raises(runs.EnvironmentFault):
+        run.make(tmp_path / "predictions/a.parquet", fails)
+    assert not list((tmp_path / "predictions").iterdir())
+    run.make(tmp_path / "predictions/a.parquet", lambda file: file.write(b"whole"))
+    assert run.whole(tmp_path / "predictions/a.parquet")
+
+
+def test_a_file_put_together_has_a_row_group_a_part(alone: tuple[Path, Path]) -> None:
+    """So that making it, and reading it, holds a part at a time."""
+    _, run = alone
+    [file] = (run / "predictions").glob("test-*/all/ensemble-epoch-001.parquet")
+    made = pq.ParquetFile(file)
+    assert [made.metadata.row_group(n).num_rows for n in range(made.num_row_groups)] == [9, 9, 9, 6]
+
+
+# ---- launching --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("count", "workers"), [(1, 4), (5, 2), (10, 3), (7, 7), (50, 8)])
+def test_groups_are_even_and_hold_each_member_once(count: int, workers: int) -> None:
+    found = groups(range(count), workers)
+    assert [m for group in found for m in group] == list(range(count))
+    assert len(found) == min(count, workers)
+    assert max(map(len, found)) - min(map(len, found)) <= 1
+
+
+def test_commands_are_ones_that_anybody_could_type() -> None:
+    assert train_commands(["train", "a.yaml"], [0, 1, 2], 2) == [
+        ["train", "a.yaml", "--members", "0"],
+        ["train", "a.yaml", "--members", "1,2"],
+    ]
+    assert evaluate_steps(["evaluate", "run"], 2) == [
+        [["evaluate", "run", "--share", "1/2"], ["evaluate", "run", "--share", "2/2"]],
+        [["evaluate", "run", "--on", "local", "--workers", "1"]],
+    ]
+
+
+def test_two_processes_make_the_run_of_one(alone: tuple[Path, Path], tmp_path: Path) -> None:
+    file, whole = alone
+    run = tmp_path / "run"
+    said = works("train", file, "--run", run, "--workers", "2", "--set", "launch.cpus=1")
+    assert said == f"Trained: {run}. Next: ripieno evaluate {run}\n"
+    assert works("evaluate", run, "--workers", "2").startswith(f"Predictions: {run / 'predictions'}")
+    assert made(run, *RESULTS) == made(whole, *RESULTS)
+    assert (run / "metrics.jsonl").read_bytes() == (whole / "metrics.jsonl").read_bytes()
+
+
+def test_a_mistake_is_said_once_in_its_own_words(base: Path, tmp_path: Path) -> None:
+    file = config(tmp_path, base, adapter={"targets": ["nothing"]})
+    alone = one_line(ripieno("train", file, "--run", tmp_path / "a"), 2)
+    shared = one_line(ripieno("train", file, "--run", tmp_path / "a", "--workers", "2"), 2)
+    assert shared == alone
+    assert "nothing" in shared
+
+
+def test_launch_moves_no_result(base: Path, tmp_path: Path) -> None:
+    content = yaml.safe_load(config(tmp_path, base).read_text())
+    assert parse(content).hash() == parse({**content, "launch": {"on": "ray", "workers": 2}}).hash()
