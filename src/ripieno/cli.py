@@ -18,8 +18,8 @@ from ripieno.memory import ran_out
 
 if TYPE_CHECKING:
     from ripieno.config import Config
-    from ripieno.measures import Costs
     from ripieno.launching import Launcher
+    from ripieno.measures import Costs
     from ripieno.measures.certify import Plan
     from ripieno.runs import RunFolder
 
@@ -800,7 +800,8 @@ def _launch(launcher: Launcher, name: str, steps: Sequence[Sequence[Sequence[str
 
 def do(command: Sequence[str]) -> None:
     """Do a command in this process; unlike `main`, raise what it fails with."""
-    app(list(command), prog_name="ripieno", standalone_mode=False)
+    if app(list(command), prog_name="ripieno", standalone_mode=False) == 130:  # as in `main`
+        raise KeyboardInterrupt
 
 
 def _repeated(option: str, values: Sequence[str] | None) -> list[str]:

@@ -133,9 +133,10 @@ def evaluate(
 ) -> list[Path]:
     """Ask the base (epoch 0) and the members after each epoch; what is there already is not computed again.
 
-    A set of over `launch.questions` questions is answered in parts of so many, which then make one file: an interruption
-    loses no part that was written, and nothing grows with the set but the list of its questions. Several processes may
-    share the parts out; what they hold does not depend on how. A last start without `share` puts them together.
+    A set of over `launch.questions` questions is answered in parts of so many, which then make one file: an
+    interruption loses no part that was written, and nothing grows with the set but the list of its questions. Several
+    processes may share the parts out; what they hold does not depend on how. A last start without `share` puts them
+    together.
 
     Where the config's own sets are asked, the features of their prompts and of the training sets' are made too; and
     where the template lists the choices, and a test set and an out-of-domain one differ in how many there are, the base

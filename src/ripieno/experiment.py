@@ -170,7 +170,8 @@ def start_run(
     identity = {
         "base_sha256": backbone.identity["sha256"],
         "questions_sha256": _sha256(
-            [[r, n, *s.rows] for r, sets in roles.sets.items() for n, s in sets.items()] + [*pool]
+            [[r, s.name.dataset, s.name.split, *s.rows] for r, sets in roles.sets.items() for s in sets.values()]
+            + [*pool]
         ),
         "members": IMPORTED if read is None else TRAINED,
     }

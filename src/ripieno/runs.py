@@ -187,6 +187,11 @@ class RunFolder:
                     self._record(path, **_sealed(data), before=_sealed(_whole_lines(path.read_bytes())))
                 write_atomically(path, data)
 
+    def replace(self, name: str, lines: Sequence[Mapping[str, Any]]) -> None:
+        """Replace one of the run's jsonl files, or make it, and record what it holds."""
+        self.write(self.path / name, "".join(json.dumps(line) + "\n" for line in lines))
+        self.seal(name)
+
     def lines(self, name: str) -> list[dict[str, Any]]:
         """Return the whole lines of one of the run's jsonl files; a last line cut short by a crash is left out.
 

@@ -82,6 +82,16 @@ def test_workers_killed_in_training_and_in_asking(cluster: None, alone: tuple[Pa
     works("status", run, "--verify")
 
 
+def test_workers_that_share_no_folder(cluster: None, alone: tuple[Path, Path], tmp_path: Path) -> None:
+    """The files go through another folder, by its URL."""
+    file, whole = alone
+    run, url = tmp_path / "run", f"launch.storage=file://{tmp_path}/between"
+    works("train", file, "--run", run, "--set", url)
+    works("evaluate", run)
+    assert made(run) == made(whole)
+    assert not (tmp_path / "between").exists()
+
+
 def test_what_fails_there_is_said_here(cluster: None, alone: tuple[Path, Path], tmp_path: Path) -> None:
     file, _ = alone
     wrong = one_line(ripieno("train", file, "--run", tmp_path / "run", "--set", "adapter.targets=[nothing]"), 2)

@@ -8,10 +8,12 @@ same whatever the others do. A launcher only starts them: on this machine, on a 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Protocol
 
 from ripieno.config import Launch
+from ripieno.errors import UserError
 from ripieno.launching import slurm
 from ripieno.launching.local import Local
 
@@ -42,12 +44,14 @@ def launcher(launch: Launch, run: Path, device: str, do: Do) -> Launcher:
     Raises:
         UserError: its engine is not installed, or cannot do it.
     """
+    if launch.storage and launch.on == "slurm":
+        raise UserError("launch.storage: is for --on ray; the jobs of Slurm share the run folder")
     if launch.on == "slurm":
         return slurm.Slurm(launch, run)
     if launch.on == "ray":
         from ripieno.launching.ray import Ray
 
-        return Ray(launch, do)
+        return Ray(launch, run, do)
     return Local(launch, device)
 
 
@@ -66,4 +70,4 @@ def groups(members: Sequence[int], count: int) -> list[Sequence[int]]:
     """Cut members into so many groups of neighbours, none empty, whose sizes differ by one at most."""
     count = min(count, len(members))
     cuts = [len(members) * n // count for n in range(count + 1)]
-    return [members[first:end] for first, end in zip(cuts, cuts[1:], strict=False)]
+    return [members[first:end] for first, end in pairwise(cuts)]

@@ -9,10 +9,13 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from ripieno.config import Launch
 from ripieno.errors import EnvironmentFault, UserError
+from ripieno.launching import storage
+from ripieno.runs import RunFolder
 
 GRACE = 15.0  # seconds that tasks have to save what they hold
 
@@ -23,6 +26,7 @@ class Ray:
 
     Args:
         launch: of the config.
+        folder: the run's; with `launch.storage` the workers have copies of it.
         do: does a command in the process that calls it; it can be pickled.
 
     Raises:
@@ -31,6 +35,7 @@ class Ray:
     """
 
     launch: Launch
+    folder: Path
     do: Callable[[Sequence[str]], None]
 
     def __post_init__(self) -> None:
@@ -85,17 +90,23 @@ class Ray:
             scheduling_strategy="SPREAD",
         )
         with contextlib.redirect_stdout(sys.stderr):  # where Ray says that a worker died
-            for commands in steps:
-                self._do(task, commands)
+            if self.launch.storage is None:
+                for commands in steps:
+                    self._do([task.remote(self.do, [*words, "--quiet"], os.getcwd()) for words in commands], commands)
+                return ""
+            shared = storage.Storage(self.launch.storage)
+            packed = storage.parcels(shared, self.folder, steps)
+            with storage.lent(shared, RunFolder(self.folder), packed[-1]):
+                for commands, parcels in zip(steps, packed, strict=True):
+                    self._do([task.remote(self.do, parcel, "") for parcel in parcels], commands)
         return ""
 
-    def _do(self, task: Any, commands: Sequence[Sequence[str]]) -> None:
+    def _do(self, tasks: list[Any], commands: Sequence[Sequence[str]]) -> None:
         import ray
 
-        tasks = [task.remote(self.do, [*command, "--quiet"], os.getcwd()) for command in commands]
         try:
             ray.wait(tasks, num_returns=len(tasks))
-        except KeyboardInterrupt:
+        except BaseException:  # a signal
             for one in tasks:
                 ray.cancel(one)  # an interrupt there too
             ray.wait(tasks, num_returns=len(tasks), timeout=GRACE)
@@ -104,10 +115,13 @@ class Ray:
             _result(one, command)
 
 
-def _work(do: Callable[[Sequence[str]], None], command: Sequence[str], folder: str) -> None:
-    """Do a command in a worker, in the folder in which it was given."""
-    os.chdir(folder)
-    do(command)
+def _work(do: Callable[[Sequence[str]], None], given: Sequence[str] | storage.Parcel, folder: str) -> None:
+    """Do a command in a worker, in the folder in which it was given, or one of its own."""
+    if isinstance(given, storage.Parcel):
+        storage.work(do, given)
+    else:
+        os.chdir(folder)
+        do(given)
 
 
 def _result(task: Any, command: Sequence[str]) -> None:

@@ -1,9 +1,11 @@
 """Stub until the real one is merged."""
 
 from __future__ import annotations
+
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+
 from ripieno.config import Launch
 
 

@@ -165,7 +165,7 @@ class Trainer:
                 self.progress.advance(skipped * diversity.units(self.config, len(self.examples.rows)))
                 if running and not self.signal.arrived:
                     self._epoch(epoch, running)
-            self.run.arrange("metrics.jsonl", _in_order)
+            self.run.arrange("metrics.jsonl", in_order)
 
     @property
     def per_epoch(self) -> int:
@@ -449,7 +449,7 @@ class Trainer:
         )
 
 
-def _in_order(lines: list[dict[str, Any]]) -> list[dict[str, Any]]:
+def in_order(lines: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Return lines of metrics in the order of a training that nothing interrupted: each epoch's steps, then its end."""
     kinds = ("step", "epoch", "stopped")
     return sorted(lines, key=lambda x: (x["epoch"], kinds.index(x["kind"]), x.get("step", 0), x["member"]))
