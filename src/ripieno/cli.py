@@ -96,14 +96,17 @@ def train(
     """Train the members, or go on where this run stopped: the same command starts and resumes."""
     from ripieno import config as configs
     from ripieno import experiment
+    from ripieno.training import distributed
 
     experiment_config = configs.load(config, settings or [])
     chosen = None if members is None else _members(members)
+    quiet = quiet or not distributed.leads()
     with _progress(experiment_config, data_dir, quiet, members=chosen) as progress:
         folder = experiment.train(
             experiment_config, run, members=chosen, fork=fork, data_dir=data_dir, progress=progress
         )
-    _print(f"Trained: {folder.path}. Next: ripieno evaluate {folder.path}")
+    if distributed.leads():
+        _print(f"Trained: {folder.path}. Next: ripieno evaluate {folder.path}")
 
 
 @app.command("import")
