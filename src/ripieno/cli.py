@@ -6,6 +6,7 @@ import json
 import os
 import signal
 import sys
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -588,26 +589,26 @@ def status(
     verify: Annotated[
         bool, typer.Option("--verify", help="Check every file by its checksum, and nothing else.")
     ] = False,
+    follow: Annotated[
+        bool, typer.Option("--follow", help="Say it again every two seconds, until nobody works on the run any more.")
+    ] = False,
 ) -> None:
-    """Say how far each member is, and what was evaluated."""
+    """Say how far each member is, at what speed, and what was evaluated."""
+    from ripieno.report.status import Status
+    from ripieno.report.status import follow as show_again
+
     folder = _run(run)
     if verify:
+        if follow:
+            raise UserError("--verify checks what is there; --follow does not go with it")
         _verify(folder)
         return
-    config = folder.config()
-    working, lines = folder.holders(), folder.lines("metrics.jsonl")
-    for member in range(config.training.members):
-        epochs = [e for e in range(1, config.training.epochs + 1) if folder.whole(*folder.adapter_files(member, e))]
-        stopped = [x for x in lines if x["kind"] == "stopped" and x["member"] == member]
-        why = f", stopped: {stopped[0]['reason']}" if stopped else ""
-        by = f", held by {working[member]}" if member in working else ""
-        _print(f"member {member}: epoch {max(epochs, default=0)} of {config.training.epochs}{why}{by}")
-    if None in working:
-        _print(f"asked by {working[None]}")
-    for what in ("predictions", "rotations", "features", "tokens"):
-        for file in sorted((run / what).rglob("*.parquet")):
-            state = "" if folder.whole(file) else "  (damaged: the same evaluate makes it again)"
-            _print(f"{file.relative_to(run)}{state}")
+    shown = Status(folder)
+    if follow:
+        show_again(shown, lambda text: (sys.stdout.write(text), sys.stdout.flush()), in_place=sys.stdout.isatty())
+        return
+    for line in shown.lines(time.time()):
+        _print(line)
 
 
 def _verify(folder: RunFolder) -> None:

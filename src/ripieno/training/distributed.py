@@ -23,6 +23,7 @@ from torch import distributed as torch_distributed
 
 from ripieno.errors import EnvironmentFault, UserError
 from ripieno.runs import RunFolder
+from ripieno.userfiles import short
 
 PATIENCE = timedelta(minutes=30)  # that a process waits for the others: the first one may copy a fork meanwhile
 Row = TypeVar("Row")
@@ -175,8 +176,7 @@ def _own_gpu(device: str, local: int) -> torch.device | None:
 
 
 def _apart(error: Exception) -> EnvironmentFault:
-    why = str(error).strip().split("\n")[0]
     return EnvironmentFault(
-        f"another process of this training ended, or is out of reach ({why}); the same command goes on from what is "
-        "saved"
+        "another process of this training ended, or is out of reach; the same command goes on from what is saved "
+        f"({short(error)})"
     )

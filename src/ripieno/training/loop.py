@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ripieno import memory, signals
+from ripieno import live, memory, signals
 from ripieno.config import Config, in_turn
 from ripieno.data.question import Question, Text
 from ripieno.model.adapters import AdapterStack
@@ -169,7 +169,8 @@ class Trainer:
             epoch = self.finished[p]
             if epoch and self.steps[p] == epoch * self.per_epoch:
                 self._stop_if_patient(p, epoch)  # a crash may have come between a checkpoint and this
-        with signals.held() as self.signal:
+        names = [live.of_member(member) for member in self.stack.members] if self.ranks.leads else []
+        with live.noting(self.run, names) as self.pace, signals.held() as self.signal:
             for epoch in range(1, training.epochs + 1):
                 running = [p for p in positions if self.finished[p] < epoch and p not in self.stopped]
                 skipped = len(positions) - len(running)
@@ -266,6 +267,8 @@ class Trainer:
             speed = timer.said(questions)
             self.progress.describe(f"training, epoch {epoch}/{training.epochs}, loss {shown:.2f}, {speed}")
             self.progress.advance(len(running) * diversity.units(self.config, size))
+            if batch and self.ranks.leads and self.pace.due(1):
+                self._note(epoch, [p for p in alive if p in batch])
             if not alive:
                 break
             taken = first // training.batch_size + 1
@@ -424,6 +427,19 @@ class Trainer:
             checkpoints.save(self.run, self._state(p), self.steps[p], own)
         for p in alive:  # not before all are saved: members go on from one step, together
             checkpoints.forget(self.run, self.stack.members[p], self.steps[p])
+
+    def _note(self, epoch: int, positions: Sequence[int]) -> None:
+        """Let `ripieno status` know where members are, and how fast all of them take a step."""
+        steps = self.config.training.epochs * self.per_epoch
+        for p in positions:
+            live.note(
+                self.run,
+                live.of_member(self.stack.members[p]),
+                epoch=epoch,
+                step=self.steps[p],
+                steps=steps,
+                steps_per_second=self.pace.per_second,
+            )
 
     def _line(self, timer: Timer, questions: int) -> dict[str, float]:
         """Return what timing.jsonl says of an epoch so far, with the tokens of all processes."""
