@@ -39,6 +39,7 @@ LAYERS = (
     "comparison",
     "provenance",
     "data",
+    "live",
     "runs",
     "locks",
     "arrays",

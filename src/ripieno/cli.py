@@ -6,7 +6,7 @@ import json
 import os
 import signal
 import sys
-from collections.abc import Sequence
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -113,6 +113,7 @@ def train(
     --members alone trains them in this process.
     """
     from ripieno import config as configs
+<<<<<<< HEAD
     from ripieno import experiment, launching
 
     experiment_config = configs.load(config, settings or [])
@@ -128,11 +129,20 @@ def train(
         return
     if dry_run:
         raise UserError("--dry-run: prints the batch scripts of --on slurm")
+=======
+    from ripieno import experiment
+    from ripieno.training import distributed
+
+    experiment_config = configs.load(config, settings or [])
+    chosen = None if members is None else _members(members)
+    quiet = quiet or not distributed.leads()
+>>>>>>> 10055f494f4a84e0b0128344fd80752a4b001bc8
     with _progress(experiment_config, data_dir, quiet, members=chosen) as progress:
         folder = experiment.train(
             experiment_config, run, members=chosen, fork=fork, data_dir=data_dir, progress=progress
         )
-    _print(f"Trained: {folder.path}. Next: ripieno evaluate {folder.path}")
+    if distributed.leads():
+        _print(f"Trained: {folder.path}. Next: ripieno evaluate {folder.path}")
 
 
 @app.command("import")
@@ -641,12 +651,21 @@ def status(
     verify: Annotated[
         bool, typer.Option("--verify", help="Check every file by its checksum, and nothing else.")
     ] = False,
+    follow: Annotated[
+        bool, typer.Option("--follow", help="Say it again every two seconds, until nobody works on the run any more.")
+    ] = False,
 ) -> None:
-    """Say how far each member is, and what was evaluated."""
+    """Say how far each member is, at what speed, and what was evaluated."""
+    from ripieno.report.status import Status
+    from ripieno.report.status import follow as show_again
+
     folder = _run(run)
     if verify:
+        if follow:
+            raise UserError("--verify checks what is there; --follow does not go with it")
         _verify(folder)
         return
+<<<<<<< HEAD
     config = folder.config()
     working, lines = folder.holders(), folder.lines("metrics.jsonl")
     for member in range(config.training.members):
@@ -662,6 +681,14 @@ def status(
         for file in sorted((run / what).rglob("*.parquet")):
             state = "" if folder.whole(file) else "  (damaged: the same evaluate makes it again)"
             _print(f"{file.relative_to(run)}{state}")
+=======
+    shown = Status(folder)
+    if follow:
+        show_again(shown, lambda text: (sys.stdout.write(text), sys.stdout.flush()), in_place=sys.stdout.isatty())
+        return
+    for line in shown.lines(time.time()):
+        _print(line)
+>>>>>>> 10055f494f4a84e0b0128344fd80752a4b001bc8
 
 
 def _verify(folder: RunFolder) -> None:

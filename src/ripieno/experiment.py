@@ -35,7 +35,8 @@ from ripieno.progress import Progress
 from ripieno.prompt_features import TRAINING_FEATURES
 from ripieno.report.run import report
 from ripieno.runs import BASE, IMPORTED, METHOD, TRAINED, RunFolder, adapter_epochs
-from ripieno.training import diversity
+from ripieno.training import distributed, diversity
+from ripieno.training.distributed import Ranks
 from ripieno.training.loop import Examples, Trainer
 
 # ---- train ----------------------------------------------------------------------------------------------------------
@@ -65,53 +66,78 @@ def train(
         EnvironmentFault: the run is locked, or a file is damaged.
     """
     config = config if isinstance(config, Config) else configs.load(config)
-    source = RunFolder(Path(path or f"runs/{config.name}"))
-    run = RunFolder(Path(fork)) if fork else source
     chosen = list(range(config.training.members)) if members is None else sorted(set(members))
     if not chosen or chosen[0] < 0 or chosen[-1] >= config.training.members:
         raise UserError(f"--members: the ensemble has members 0 to {config.training.members - 1}")
     if config.training.repulsion and len(chosen) < config.training.members:
         raise UserError("--members: with training.repulsion members depend on one another; train all of them together")
-    progress = progress or Progress(quiet=True)
-    progress.describe("loading the data and the base")
-    with run.lock(chosen):
-        roles = assign_roles(config, data_dir)
-        backbone = backbones.load(config.base, device_of(config.compute))
-        if config.compute.threads:
-            torch.set_num_threads(config.compute.threads)
-        given, config = config.compute, resolve(config, backbone)
-        ensemble = assemble(config, backbone, chosen, data_dir)
-        if ensemble.engine.notice:
-            progress.say(f"{config.base.model}: runs padded, which is slower: {ensemble.engine.notice}")
-        rows, validation, too_long = _training_rows(ensemble, config, roles)
-        unlabelled: list[TokenTree] = []
-        if config.training.repulsion:
-            unlabelled, too_long["repulsion"] = _unlabelled(ensemble, config, roles)
-        examples = Examples(rows, ensemble.encoder, config)
-        config = resolve(config.model_copy(update={"compute": given}), backbone, examples.step_tokens())
-        assert isinstance(config.compute.members_per_pass, int)
-        ensemble = replace(ensemble, members_per_pass=config.compute.members_per_pass)
-        read = {"trained_on_sha256": _sha256(rows), "validated_on_sha256": _sha256(validation.questions)}
-        if not fork and forking.was_cut_short(run):
+    source = Path(path or f"runs/{config.name}")
+    with distributed.joined(device_of(config.compute)) as ranks:
+        run = ranks.folder(Path(fork) if fork else source)
+        progress = (progress if ranks.leads else None) or Progress(quiet=True, mute=not ranks.leads)
+        progress.describe("loading the data and the base")
+        with run.lock(chosen):
+            _train(config, run, chosen, RunFolder(source) if fork else None, data_dir, progress, ranks)
+    return run
+
+
+def _train(
+    config: Config,
+    run: RunFolder,
+    chosen: Sequence[int],
+    source: RunFolder | None,
+    data_dir: Path | None,
+    progress: Progress,
+    ranks: Ranks,
+) -> None:
+    """Train some members in a run whose locks are held; `source`: of which it is a fork."""
+    roles = assign_roles(config, data_dir)
+    backbone = backbones.load(config.base, ranks.device)
+    if config.compute.threads:
+        torch.set_num_threads(config.compute.threads)
+    given, config = config.compute, resolve(config, backbone)
+    ensemble = assemble(config, backbone, chosen, data_dir)
+    if ensemble.engine.notice:
+        progress.say(f"{config.base.model}: runs padded, which is slower: {ensemble.engine.notice}")
+    rows, validation, too_long = _training_rows(ensemble, config, roles)
+    unlabelled: list[TokenTree] = []
+    if config.training.repulsion:
+        unlabelled, too_long["repulsion"] = _unlabelled(ensemble, config, roles)
+    examples = Examples(rows, ensemble.encoder, config)
+    step_tokens = max(1, examples.step_tokens() // ranks.world)
+    config = resolve(config.model_copy(update={"compute": given}), backbone, step_tokens)
+    assert isinstance(config.compute.members_per_pass, int)
+    ensemble = replace(ensemble, members_per_pass=config.compute.members_per_pass)
+    read = {"trained_on_sha256": _sha256(rows), "validated_on_sha256": _sha256(validation.questions)}
+    if ranks.leads:
+        if not source and forking.was_cut_short(run):
             raise UserError(f"{run.path}: a fork that was cut short; start it again with --fork")
         identity = {"base_sha256": backbone.identity["sha256"], **read}
-        with forking.fork(source, run, config, identity) if fork else nullcontext():
+        with forking.fork(source, run, config, identity) if source else nullcontext():
             start_run(run, config, backbone, roles, ensemble.encoder.pool, too_long, read)
+    ranks.wait()  # now it is a run
 
-        def validate(positions: Sequence[int]) -> list[tuple[float, float]]:
-            p = ensemble.answer(validation, positions, progress)
-            losses = measures.nll(p.log_probs, p.targets).mean(axis=1)
-            return list(zip(losses.tolist(), measures.correct(p.probs, p.targets).mean(axis=1).tolist(), strict=True))
+    def validate(positions: Sequence[int]) -> list[tuple[float, float]]:
+        """Each process asks its share of the questions; all return the same."""
+        own = Asked(ranks.share(validation.questions), ranks.share(validation.trees))
+        sums = torch.zeros(2, len(positions), dtype=torch.float64)
+        if own.questions:
+            p = ensemble.answer(own, positions, progress)
+            sums[0] = torch.from_numpy(measures.nll(p.log_probs, p.targets).sum(axis=1))
+            sums[1] = torch.from_numpy(measures.correct(p.probs, p.targets).sum(axis=1))
+        ranks.sum([sums])
+        progress.advance(len(positions) * (len(validation.questions) - len(own.questions)))
+        nlls, accuracies = (sums / len(validation.questions)).tolist()
+        return list(zip(nlls, accuracies, strict=True))
 
-        checked = validate if validation.questions else None
-        driver = diversity.Driver(ensemble.engine, unlabelled, config) if unlabelled else None
-        Trainer(ensemble.engine, ensemble.stack, examples, checked, config, run, progress, driver).train()
-        if not adapter_epochs(run, chosen, config.training.epochs):
-            raise UserError(
-                f"{run.path}: the training of every member failed, so there is no ensemble; "
-                "lower training.learning_rate and choose another folder with --run"
-            )
-    return run
+    checked = validate if validation.questions else None
+    driver = diversity.Driver(ensemble.engine, unlabelled, config, ranks) if unlabelled else None
+    Trainer(ensemble.engine, ensemble.stack, examples, checked, config, run, progress, driver, ranks).train()
+    if not adapter_epochs(run, chosen, config.training.epochs):
+        raise UserError(
+            f"{run.path}: the training of every member failed, so there is no ensemble; "
+            "lower training.learning_rate and choose another folder with --run"
+        )
 
 
 def resolve(config: Config, backbone: Backbone, step_tokens: int | None = None) -> Config:

@@ -18,15 +18,17 @@ class Progress:
 
     Args:
         total: questions x members to score, plus `TRAINING_COST` times those to train on.
-        quiet: show nothing.
+        quiet: show no bar.
+        mute: say nothing either: another process of the same work does.
     """
 
-    def __init__(self, total: int = 0, quiet: bool = False):
+    def __init__(self, total: int = 0, quiet: bool = False, mute: bool = False):
+        self.mute = mute
         form = "{desc} |{bar}| {percentage:3.0f}% [{elapsed}, {remaining} left]"
         self.live = sys.stderr.isatty()
         self.bar = tqdm(
             total=total,
-            disable=quiet,
+            disable=quiet or mute,
             bar_format=form,
             dynamic_ncols=True,
             smoothing=0.05,
@@ -48,7 +50,8 @@ class Progress:
 
     def say(self, text: str) -> None:
         """Print a line that stays, above the bar."""
-        tqdm.write(terminal_line(text), file=sys.stderr)
+        if not self.mute:
+            tqdm.write(terminal_line(text), file=sys.stderr)
 
     def __enter__(self) -> Self:
         return self

@@ -31,6 +31,7 @@ from tiny import (
 from torch import Tensor
 
 from families import byte_level_tokenizer, tiny_model
+from ripieno import live
 from ripieno.config import Compute, Config
 from ripieno.data.question import Question, Text
 from ripieno.model.adapters import PEFT_PREFIX, AdapterStack
@@ -394,6 +395,27 @@ def test_states_within_an_epoch_are_gone_on_from_and_move_nothing(
     both = (run, RunFolder(tmp_path / "whole"))
     spent, whole = ({line["epoch"]: line["tokens"] for line in of.lines("timing.jsonl")} for of in both)
     assert spent == pytest.approx(whole, abs=1e-5)
+
+
+def test_it_says_where_it_is_while_it_trains(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Before each of two epochs of two steps is validated; no longer once it has ended, be it by a kill."""
+    monkeypatch.setattr(live, "EVERY", 0.0)
+    run, seen = RunFolder(tmp_path), []
+
+    def validate(positions: Any) -> list[tuple[float, float]]:
+        seen.append(live.read(run))
+        if len(seen) == 3:
+            raise Killed
+        return [(1.0, 0.5) for _ in positions]
+
+    with pytest.raises(Killed):
+        train(tmp_path, config(epochs=4), (0, 2), rows=FEW, validate=validate)
+    for epoch, notes in enumerate(seen, start=1):
+        assert list(notes) == ["member-000", "member-002"]
+        for note in notes.values():
+            assert (note["epoch"], note["step"], note["steps"]) == (epoch, 2 * epoch, 8)
+            assert note["steps_per_second"] > 0
+    assert not (tmp_path / ".progress").exists()
 
 
 def test_a_finished_run_computes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -24,6 +24,7 @@ from ripieno.model.scoring import Engine, choice_log_probs
 from ripieno.model.trees import Encoder, TokenTree
 from ripieno.progress import TRAINING_COST
 from ripieno.seeds import generator
+from ripieno.training.distributed import ALONE, Ranks
 
 
 def encoders(encoder: Encoder, config: Config) -> list[Encoder]:
@@ -77,11 +78,13 @@ class Driver:
         engine: scores with the members.
         trees: all questions of the term, put as evaluation puts them.
         config: the term, the scoring rule, the seed.
+        ranks: the processes that share a step's questions.
     """
 
     engine: Engine
     trees: Sequence[TokenTree]
     config: Config
+    ranks: Ranks = ALONE
 
     @property
     def repulsion(self) -> Repulsion:
@@ -103,10 +106,13 @@ class Driver:
         K, device = max(len(tree.branches) for tree in trees), self.engine.backbone.device
         of_groups = []
         for group in groups:
-            of_groups.append(torch.full((len(group), count, K), -torch.inf, device=device))
+            of_groups.append(torch.zeros(len(group), count, K, device=device))
             for index, found in self._answers(group, trees):
                 of_groups[-1][:, index, : found.shape[-1]] = found
         log_probs = torch.cat(of_groups)
+        self.ranks.sum([log_probs])  # every question is one process's, and 0 in the others
+        for place, tree in enumerate(trees):
+            log_probs[:, place, len(tree.branches) :] = -torch.inf
         sound = ~log_probs.isnan().flatten(1).any(dim=1)
         slopes = torch.full_like(log_probs, torch.nan)
         information = torch.full((len(log_probs),), torch.nan, device=device)
@@ -119,7 +125,10 @@ class Driver:
         )
 
     def gradients(self, drive: Drive, group: Sequence[int]) -> dict[int, float]:
-        """Add the term's gradients to those of members of one pass; return what it adds to each one's loss."""
+        """Add the term's gradients to those of members of one pass; return what it adds to each one's loss.
+
+        The gradients are those of this process's share of the questions, what they add is that of all.
+        """
         slopes = torch.stack([drive.slopes[p] for p in group])
         for index, found in self._answers(group, drive.trees):
             of_part = slopes[:, index, : found.shape[-1]]
@@ -129,9 +138,9 @@ class Driver:
         return {p: -self.repulsion.weight * drive.information[p] for p in group}
 
     def _answers(self, group: Sequence[int], trees: Sequence[TokenTree]) -> Iterator[tuple[list[int], Tensor]]:
-        """Yield, pass by pass, which of the questions it reads and what members say: log p [P, n, K]."""
-        places = {tree: n for n, tree in enumerate(trees)}
-        for part in self.engine.parts([trees] * len(group)):
+        """Yield, pass by pass, which questions of this process's it reads and what members say: log p [P, n, K]."""
+        places, own = {tree: n for n, tree in enumerate(trees)}, self.ranks.share(trees)
+        for part in self.engine.parts([own] * len(group)) if own else ():
             read = [[row for row in of_member if isinstance(row, TokenTree)] for of_member in part]
             scores = self.engine.score(group, read).choices
             yield [places[tree] for tree in read[0]], choice_log_probs(scores, read, self.config.prompt.normalisation)

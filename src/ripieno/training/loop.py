@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import signal
 import statistics
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -11,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ripieno import memory, signals
+from ripieno import live, memory, signals
 from ripieno.config import Config, in_turn
 from ripieno.data.question import Question, Text
 from ripieno.model.adapters import AdapterStack
@@ -22,6 +23,7 @@ from ripieno.progress import Progress
 from ripieno.runs import RunFolder, stopped_members
 from ripieno.seeds import derive, generator
 from ripieno.training import checkpoints, diversity, losses
+from ripieno.training.distributed import ALONE, Ranks
 from ripieno.training.variational import Posterior
 
 SPENT = ("questions", "seconds", "tokens")  # of a line of timing.jsonl, what adds up over starts
@@ -127,6 +129,7 @@ class Trainer:
         run: where checkpoints and metrics go.
         progress: the job's bar.
         repulsion: what drives the members apart; None where each is trained as if it were alone.
+        ranks: the processes that share every batch; all of them have to train at once.
     """
 
     engine: Engine
@@ -137,6 +140,7 @@ class Trainer:
     run: RunFolder
     progress: Progress
     repulsion: diversity.Driver | None = None
+    ranks: Ranks = ALONE
 
     def train(self) -> None:
         """Train every member to the last epoch, from wherever it can go on.
@@ -147,32 +151,48 @@ class Trainer:
         training = self.config.training
         positions = range(len(self.stack.members))
         self.posterior = Posterior(self.stack, training.variational) if training.variational else None
-        self.steps, self.finished, stopped = self._begin()
-        going = [p for p in positions if p not in stopped]
-        for p in going:
-            checkpoints.discard(self.run, self.stack.members[p], self.finished[p], self.steps[p])
-        self._cut_metrics(going)
-        for p, epoch in self.finished.items():
-            if epoch and self.steps[p] == epoch * self.per_epoch and p not in stopped:
-                self._stop_if_patient(p, epoch)  # a crash may have come between a checkpoint and this
+        lines = self.run.lines("metrics.jsonl")
+        self.steps, self.finished, self.stopped = self._begin(lines)
+        going = [p for p in positions if p not in self.stopped]
         self.optimizers = {p: self._optimizer(p) for p in positions}
-        self.work = {p: {} if p in stopped else self._start(p) for p in positions}
-        with signals.held() as self.signal:
+        self.work = {p: self._start(p) if p in going else {} for p in positions}
+        self.ranks.wait()  # all have read the folder: from now on it changes, and nobody reads it again
+        if self.ranks.leads:
+            for p in going:
+                checkpoints.discard(self.run, self.stack.members[p], self.finished[p], self.steps[p])
+        self.run.arrange("metrics.jsonl", lambda lines: self._before(lines, going))
+        self.nlls: dict[int, dict[int, float]] = {p: {} for p in positions}
+        for line in self._before(lines, going):
+            if line["kind"] == "epoch" and line["member"] in self.stack.members:
+                self.nlls[self.stack.members.index(line["member"])][line["epoch"]] = line["validation_nll"]
+        for p in going:
+            epoch = self.finished[p]
+            if epoch and self.steps[p] == epoch * self.per_epoch:
+                self._stop_if_patient(p, epoch)  # a crash may have come between a checkpoint and this
+        names = [live.of_member(member) for member in self.stack.members] if self.ranks.leads else []
+        with live.noting(self.run, names) as self.pace, signals.held() as self.signal:
             for epoch in range(1, training.epochs + 1):
-                stopped = self._stopped()
-                running = [p for p in positions if self.finished[p] < epoch and p not in stopped]
+                running = [p for p in positions if self.finished[p] < epoch and p not in self.stopped]
                 skipped = len(positions) - len(running)
                 self.progress.advance(skipped * diversity.units(self.config, len(self.examples.rows)))
-                if running and not self.signal.arrived:
+                if running and not self._interrupted():
                     self._epoch(epoch, running)
             self.run.arrange("metrics.jsonl", in_order)
+            self.ranks.wait()  # for the one that writes
+
+    def _interrupted(self) -> bool:
+        """Whether a signal came, to any process: then all take it, after the same step."""
+        found = self.ranks.any(self.signal.arrived is not None)
+        if found and self.signal.arrived is None:
+            self.signal.arrived = signal.SIGTERM
+        return found
 
     @property
     def per_epoch(self) -> int:
         """Steps of an epoch."""
         return math.ceil(len(self.examples.rows) / self.config.training.batch_size)
 
-    def _begin(self) -> tuple[dict[int, int], dict[int, int], dict[int, int]]:
+    def _begin(self, lines: Sequence[Mapping[str, Any]]) -> tuple[dict[int, int], dict[int, int], dict[int, int]]:
         """Return after how many steps and epochs each goes on, and in which step members that stopped for good did.
 
         After an epoch's last step the epoch itself may be unfinished: its state comes before validation and adapter.
@@ -185,7 +205,8 @@ class Trainer:
         positions, epochs = range(len(self.stack.members)), self.config.training.epochs
         whole = {p: checkpoints.adapters(self.run, self.stack.members[p], epochs) for p in positions}
         can = {p: checkpoints.steps(self.run, self.stack.members[p], epochs, self.per_epoch) for p in positions}
-        stopped = {p: step for p, step in self._stopped().items() if self._as_it_stopped(p)}
+        steps = {line["member"]: line["step"] for line in lines if line["kind"] == "stopped"}
+        stopped = {p: steps[m] for p, m in enumerate(self.stack.members) if m in steps and self._as_it_stopped(p)}
         if self.repulsion:
             for at in sorted({step for of in can.values() for step in of}, reverse=True):
                 going = [p for p in positions if stopped.get(p, math.inf) > at]
@@ -236,10 +257,7 @@ class Trainer:
                 drive = self.repulsion.drive(groups, self.steps[alive[0]]) if self.repulsion and groups else None
                 # A step right after its gradients: members that wait for their turn hold none.
                 for group in groups:
-                    values |= self._gradients({p: batch[p] for p in group})
-                    if self.repulsion and drive:
-                        for p, term in self.repulsion.gradients(drive, group).items():
-                            values[p] += term
+                    values |= self._gradients({p: batch[p] for p in group}, drive)
                     for p in group:
                         if not self._step(p, epoch, values[p], drive):
                             alive.remove(p)
@@ -249,13 +267,16 @@ class Trainer:
             speed = timer.said(questions)
             self.progress.describe(f"training, epoch {epoch}/{training.epochs}, loss {shown:.2f}, {speed}")
             self.progress.advance(len(running) * diversity.units(self.config, size))
+            if batch and self.ranks.leads and self.pace.due(1):
+                self._note(epoch, [p for p in alive if p in batch])
             if not alive:
                 break
             taken = first // training.batch_size + 1
             due = training.save_every and taken % training.save_every == 0
-            if batch and taken < self.per_epoch and (due or self.signal.arrived):
-                self._save([p for p in alive if p in batch], self._shares(timer.line(questions), len(batch)))
-            if taken < self.per_epoch and self.signal.arrived:
+            interrupted = taken < self.per_epoch and self._interrupted()
+            if batch and taken < self.per_epoch and (due or interrupted):
+                self._save([p for p in alive if p in batch], self._shares(self._line(timer, questions), len(batch)))
+            if interrupted:
                 return
         for p in list(alive):
             with torch.no_grad():  # a last step that broke the weights has no next loss to show it
@@ -268,35 +289,49 @@ class Trainer:
             took = [p for p in running if self.steps[p] > before[p] or self.work[p]]
             if took:  # else an earlier start took all steps, and said so
                 line = {"what": "train", "epoch": epoch, "members": [self.stack.members[p] for p in took]}
-                self.run.append("timing.jsonl", line | self._spent(took, timer.line(questions)))
+                self.run.append("timing.jsonl", line | self._spent(took, self._line(timer, questions)))
                 self.run.seal("timing.jsonl")
             self._save(alive, {})  # before validation, which may take as long
-            if self.signal.arrived:
+            if self._interrupted():
                 return
         self._finish(epoch, alive)
 
-    def _gradients(self, batch: dict[int, list[Row]]) -> dict[int, float]:
-        """Accumulate the gradients of members of one pass, each over its own batch; return each one's loss."""
-        positions, rows = list(batch), list(batch.values())
-        counts = torch.tensor([self._weight(of_member) for of_member in rows], device=self.engine.backbone.device)
+    def _gradients(self, batch: dict[int, list[Row]], drive: diversity.Drive | None) -> dict[int, float]:
+        """Give members of one pass their gradients, each over its own batch; return each one's loss.
+
+        Both are sums over the processes, each of which reads its share of the rows.
+        """
+        training, positions = self.config.training, list(batch)
+        counts = torch.tensor([self._weight(rows) for rows in batch.values()], device=self.engine.backbone.device)
         total = torch.zeros(len(positions), device=counts.device)
         if self.posterior:
             for p in positions:
-                seed = derive(member_seed(self.config.training.seed, self.stack.members[p]), "draw", self.steps[p])
+                seed = derive(member_seed(training.seed, self.stack.members[p]), "draw", self.steps[p])
                 self.posterior.draw(p, seed)
-        for part in self.engine.parts(rows):
+        own = [self.ranks.share(rows) for rows in batch.values()]
+        for part in self.engine.parts(own) if own[0] else ():
             loss = self._loss(positions, part) / counts
             loss.sum().backward()  # members share no parameter, so each gets its own gradient
             total += loss.detach()
+        if not own[0]:  # fewer rows than processes
+            for parameter in (parameter for p in positions for parameter in self.stack.parameters(p)):
+                parameter.grad = torch.zeros_like(parameter)
         if self.posterior:
             for p in positions:
                 self.posterior.gradients(p)
-        values = dict(zip(positions, total.tolist(), strict=True))
-        if self.config.training.lora_l2:
-            for p in positions:
-                penalty = self.config.training.lora_l2 * self.stack.squared_norm(p)
+        penalties = {p: training.lora_l2 * self.stack.squared_norm(p) for p in positions if training.lora_l2}
+        if self.ranks.leads:  # a term without rows counts once
+            for penalty in penalties.values():
                 penalty.backward()
-                values[p] += penalty.item()
+        terms = self.repulsion.gradients(drive, positions) if self.repulsion and drive else {}
+        gradients = [parameter.grad for p in positions for parameter in self._parameters(p)]
+        self.ranks.sum([*(gradient for gradient in gradients if gradient is not None), total])
+        values = dict(zip(positions, total.tolist(), strict=True))
+        for p in positions:
+            if p in penalties:
+                values[p] += penalties[p].item()
+            if p in terms:
+                values[p] += terms[p]
         return values
 
     def _loss(self, group: Sequence[int], rows: Sequence[Sequence[Row]]) -> Tensor:
@@ -347,6 +382,7 @@ class Trainer:
         validated = alive if results else []
         # Metrics before checkpoints: on resume, lines without their checkpoint are cut, so none is ever missing.
         for p, (nll, accuracy) in zip(validated, results, strict=True):
+            self.nlls[p][epoch] = nll
             line = {"kind": "epoch", "epoch": epoch, "member": self.stack.members[p]}
             self.run.append("metrics.jsonl", line | {"validation_nll": nll, "validation_accuracy": accuracy})
         for p in alive:
@@ -360,28 +396,21 @@ class Trainer:
             self._stop_if_patient(p, epoch)
 
     def _stop_if_patient(self, p: int, epoch: int) -> None:
-        patience, member = self.config.training.patience, self.stack.members[p]
+        patience, nlls = self.config.training.patience, self.nlls[p]
         if patience is None or self.validate is None:
             return
-        lines = self.run.lines("metrics.jsonl")
-        nlls = {x["epoch"]: x["validation_nll"] for x in lines if x["kind"] == "epoch" and x["member"] == member}
         best = min(nlls, key=lambda e: (nlls[e], e), default=epoch)  # a fork may have begun to validate
         if epoch - best >= patience and epoch < self.config.training.epochs:
             self._stop(p, epoch, best, f"no lower validation NLL since epoch {best}")
 
     def _stop(self, p: int, epoch: int, use_epoch: int | None, reason: str, within: int = 0) -> None:
-        member = self.stack.members[p]
-        line = {"kind": "stopped", "epoch": epoch, "step": self.steps[p] + within, "member": member}
+        member, self.stopped[p] = self.stack.members[p], self.steps[p] + within
+        line = {"kind": "stopped", "epoch": epoch, "step": self.stopped[p], "member": member}
         line |= {"use_epoch": use_epoch, "reason": reason}
         self.run.append("metrics.jsonl", line)
         self.run.seal("metrics.jsonl")
         left = "left out from this epoch on" if use_epoch is None else f"its adapter of epoch {use_epoch} stays"
         self.progress.say(f"member {member} stopped in epoch {epoch}: {reason}; {left}, the other members go on")
-
-    def _stopped(self) -> dict[int, int]:
-        """Return in which step each member that stopped did so, or after which, at the end of an epoch."""
-        steps = {line["member"]: line["step"] for line in self.run.lines("metrics.jsonl") if line["kind"] == "stopped"}
-        return {p: steps[member] for p, member in enumerate(self.stack.members) if member in steps}
 
     def _as_it_stopped(self, p: int) -> bool:
         """Whether a member that stopped has every adapter that it had then; else it trains, and stops, once more."""
@@ -398,6 +427,26 @@ class Trainer:
             checkpoints.save(self.run, self._state(p), self.steps[p], own)
         for p in alive:  # not before all are saved: members go on from one step, together
             checkpoints.forget(self.run, self.stack.members[p], self.steps[p])
+
+    def _note(self, epoch: int, positions: Sequence[int]) -> None:
+        """Let `ripieno status` know where members are, and how fast all of them take a step."""
+        steps = self.config.training.epochs * self.per_epoch
+        for p in positions:
+            live.note(
+                self.run,
+                live.of_member(self.stack.members[p]),
+                epoch=epoch,
+                step=self.steps[p],
+                steps=steps,
+                steps_per_second=self.pace.per_second,
+            )
+
+    def _line(self, timer: Timer, questions: int) -> dict[str, float]:
+        """Return what timing.jsonl says of an epoch so far, with the tokens of all processes."""
+        line = timer.line(questions)
+        tokens = torch.tensor([line["tokens"]], dtype=torch.int64)
+        self.ranks.sum([tokens])
+        return line | {"tokens": int(tokens.item())}
 
     def _shares(self, line: Mapping[str, float], among: int) -> dict[str, float]:
         return {key: line[key] / among for key in SPENT}
@@ -433,8 +482,8 @@ class Trainer:
         self.stack.initialise(p, member_seed(training.seed, self.stack.members[p]), training.init_scale)
         return {}
 
-    def _cut_metrics(self, going: Sequence[int]) -> None:
-        """Remove the metrics of steps that these members will take again, and of what came after them."""
+    def _before(self, lines: list[dict[str, Any]], going: Sequence[int]) -> list[dict[str, Any]]:
+        """Return metrics without those of steps that these members will take again, and of what came after them."""
         steps = {self.stack.members[p]: self.steps[p] for p in going}
         finished = {self.stack.members[p]: self.finished[p] for p in going}
 
@@ -444,9 +493,7 @@ class Trainer:
                 line["kind"] == "epoch" and line["epoch"] <= finished[member]
             )
 
-        self.run.arrange(
-            "metrics.jsonl", lambda lines: [line for line in lines if line["member"] not in steps or kept(line)]
-        )
+        return [line for line in lines if line["member"] not in steps or kept(line)]
 
 
 def in_order(lines: list[dict[str, Any]]) -> list[dict[str, Any]]:
