@@ -1,0 +1,1 @@
+"""Where members and questions are shared out: one engine a file."""
