@@ -91,7 +91,7 @@ def until(true: Callable[[], object], what: str, folder: Path, seconds: float = 
         if time.monotonic() > deadline:
             logs = [f"{path}:\n" + "\n".join(path.read_text().splitlines()[-15:]) for path in folder.glob("*.log")]
             raise AssertionError(f"waited {seconds:g} s for {what}\n" + "\n".join(logs))
-        time.sleep(0.1)
+        time.sleep(0.2)
 
 
 @contextmanager
