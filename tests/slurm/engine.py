@@ -16,8 +16,8 @@ import pytest
 from ripieno.launching import slurm
 
 ROOT = Path(__file__).resolve().parents[2]
-PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "scontrol", "squeue", "scancel", "sinfo", "srun")
-WAIT = 180.0  # seconds; every job of these tests takes less
+PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "scontrol", "squeue", "scancel", "sinfo", "srun", "setpriv")
+WAIT = 300.0  # seconds; every job of these tests takes less
 
 # One node of two cores that counts neither memory nor cgroups, and short times: a task that is queued again waits for
 # its old credential to expire (120 s by default), and is then found by the next look at the queue (60 s).
