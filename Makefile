@@ -1,7 +1,7 @@
 # Every target makes what it needs by itself: a virtual environment, the model and the data (in ~/.cache/ripieno).
 PYTHON ?= python3
 
-.PHONY: install browser demo test torture oracles bench lint clean
+.PHONY: install browser demo test torture test-slurm oracles bench lint clean
 
 install: .venv/.installed
 
@@ -22,11 +22,17 @@ demo: install
 
 # One thread a process: two processes fill two cores, and the tests' tiny models gain nothing from more.
 test: install browser
-	OMP_NUM_THREADS=1 .venv/bin/pytest -n 2 --dist worksteal --ignore tests/oracles
+	OMP_NUM_THREADS=1 .venv/bin/pytest -n 2 --dist worksteal --ignore tests/oracles --ignore tests/slurm
 
 # Every fault and every fuzzer, many times, and a table of them: half an hour on two cores. `make test` does a few of each.
 torture: install
 	OMP_NUM_THREADS=1 RIPIENO_TORTURE=1 .venv/bin/pytest -n 2 --dist worksteal -m fault --ignore tests/oracles
+
+# A real Slurm on this machine, Debian's, set up for these tests and taken down after them: as root, three minutes.
+test-slurm: install
+	@{ command -v slurmctld && command -v slurmd; } >/dev/null || { apt-get update -qq >/dev/null && \
+	DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends slurm-wlm munge >/dev/null; }
+	OMP_NUM_THREADS=1 RIPIENO_SLURM=1 .venv/bin/pytest tests/slurm
 
 lint: install
 	.venv/bin/ruff check .

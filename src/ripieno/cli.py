@@ -7,6 +7,7 @@ import os
 import signal
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -113,13 +114,13 @@ def train(
     --members alone trains them in this process.
     """
     from ripieno import config as configs
-<<<<<<< HEAD
     from ripieno import experiment, launching
+    from ripieno.training import distributed
 
     experiment_config = configs.load(config, settings or [])
     chosen = None if members is None else _members(members)
     path = run or Path("runs") / experiment_config.name
-    if launcher := _launcher(experiment_config, path, on, workers, here=members is not None):
+    if launcher := _launcher(experiment_config, path, on, workers, here=members is not None or distributed.ranked()):
         if fork is not None:
             raise UserError("--fork: copies a run, and then trains in this process; leave --on and --workers out")
         common = ["train", str(config), "--run", str(path), *_repeated("--set", settings), *_given(data_dir)]
@@ -129,14 +130,7 @@ def train(
         return
     if dry_run:
         raise UserError("--dry-run: prints the batch scripts of --on slurm")
-=======
-    from ripieno import experiment
-    from ripieno.training import distributed
-
-    experiment_config = configs.load(config, settings or [])
-    chosen = None if members is None else _members(members)
     quiet = quiet or not distributed.leads()
->>>>>>> 10055f494f4a84e0b0128344fd80752a4b001bc8
     with _progress(experiment_config, data_dir, quiet, members=chosen) as progress:
         folder = experiment.train(
             experiment_config, run, members=chosen, fork=fork, data_dir=data_dir, progress=progress
@@ -665,30 +659,12 @@ def status(
             raise UserError("--verify checks what is there; --follow does not go with it")
         _verify(folder)
         return
-<<<<<<< HEAD
-    config = folder.config()
-    working, lines = folder.holders(), folder.lines("metrics.jsonl")
-    for member in range(config.training.members):
-        epochs = [e for e in range(1, config.training.epochs + 1) if folder.whole(*folder.adapter_files(member, e))]
-        stopped = [x for x in lines if x["kind"] == "stopped" and x["member"] == member]
-        why = f", stopped: {stopped[0]['reason']}" if stopped else ""
-        by = f", held by {working[member]}" if member in working else ""
-        _print(f"member {member}: epoch {max(epochs, default=0)} of {config.training.epochs}{why}{by}")
-    for name, holder in working.items():
-        if isinstance(name, str):
-            _print(f"{name.replace('-', ' ')}: held by {holder}")
-    for what in ("predictions", "rotations", "features", "tokens"):
-        for file in sorted((run / what).rglob("*.parquet")):
-            state = "" if folder.whole(file) else "  (damaged: the same evaluate makes it again)"
-            _print(f"{file.relative_to(run)}{state}")
-=======
     shown = Status(folder)
     if follow:
         show_again(shown, lambda text: (sys.stdout.write(text), sys.stdout.flush()), in_place=sys.stdout.isatty())
         return
     for line in shown.lines(time.time()):
         _print(line)
->>>>>>> 10055f494f4a84e0b0128344fd80752a4b001bc8
 
 
 def _verify(folder: RunFolder) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import cache, cached_property
 from pathlib import Path
@@ -16,7 +16,7 @@ import safetensors
 import safetensors.torch
 
 from ripieno import config as configs
-from ripieno import methods, provenance
+from ripieno import live, methods, provenance
 from ripieno.config import Config, Evaluation
 from ripieno.data.kept import keep_questions, questions_of
 from ripieno.data.matching import Matched, match_questions
@@ -33,7 +33,7 @@ from ripieno.parquet import join, to_parquet
 from ripieno.predictions import Predictions
 from ripieno.progress import Progress
 from ripieno.prompt_features import make_features, of_analysis
-from ripieno.runs import BASE, METHOD, RunFolder, adapter_epochs, require_adapter, sha256_of
+from ripieno.runs import BASE, METHOD, RunFolder, adapter_epochs, of_answers, require_adapter, sha256_of
 
 # Of a config's `evaluation`: what else is stored, moving no prediction.
 EXTRAS = {"fixed_letters", "store_top", "unconditional"}
@@ -107,6 +107,12 @@ class Part:
     evaluation: Evaluation
     about: Mapping[str, Any]
 
+    @property
+    def answers(self) -> int:
+        """How many it takes: one a member, or draw, and question."""
+        draws = self.job.sampling.draws if self.job.sampling else max(len(self.job.members), 1)
+        return draws * len(self.questions)
+
     def there(self, run: RunFolder) -> bool:
         """Whether the file is, made from the same."""
         if not run.whole(self.file):
@@ -174,7 +180,8 @@ def evaluate(
         config = config.model_copy(update={"evaluation": config.evaluation.model_copy(update={"unconditional": False})})
     if share is not None and not 1 <= share[0] <= share[1]:
         raise UserError(f"--share {share[0]}/{share[1]}: give one of them, such as 1/{max(share[1], 1)}")
-    with run.lock(share=share):
+    name = of_answers(share)
+    with run.lock(share=share), live.noting(run, [name]) as pace:
         jobs = _jobs(run, config, datasets, epochs, choices, sampling)
         sets = {job.name: questions_of(run, config, job.name, data_dir) for job in jobs}
         if not datasets and choices is None:
@@ -189,11 +196,12 @@ def evaluate(
         fitted: dict[int, Fitted] = {}
         answered: tuple[Job, Sequence[Question]] | None = None
         parts = [part for job in jobs for part in _parts(run, config, job, asked[job.name, job.choices])]
-        for part in parts if share is None else _of_share(parts, *share):
+        own = parts if share is None else _of_share(parts, *share)
+        progress.watch = _noted(run, name, pace, sum(part.answers for part in own))
+        for part in own:
             job = part.job
             if part.there(run):
-                answers = sampling.draws if sampling else max(len(job.members), 1)
-                progress.advance(answers * len(part.questions))
+                progress.advance(part.answers)
                 continue
             of_job = replace(ensemble(), evaluation=part.evaluation)
             trained = None
@@ -218,6 +226,19 @@ def evaluate(
         if not datasets and choices is None:
             make_features(run, config, of_analysis(run, config, sets), ensemble, progress)
     return [job.file for job in jobs]
+
+
+def _noted(run: RunFolder, name: str, pace: live.Pace, total: int) -> Callable[[int], None]:
+    """Return what is to be told of answers as they come, and notes now and then how far they are."""
+    done = 0
+
+    def more(answers: int) -> None:
+        nonlocal done
+        done += answers
+        if pace.due(answers):
+            live.note(run, name, done=min(done, total), total=total, per_second=pace.per_second)
+
+    return more
 
 
 def _check_sampling(run: RunFolder, config: Config, sampling: Sampling, epochs: Sequence[int] | None) -> Sequence[int]:

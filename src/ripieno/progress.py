@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from types import TracebackType
 from typing import Self
 
@@ -24,6 +25,7 @@ class Progress:
 
     def __init__(self, total: int = 0, quiet: bool = False, mute: bool = False):
         self.mute = mute
+        self.watch: Callable[[int], object] = lambda units: None  # is told of all that is done
         form = "{desc} |{bar}| {percentage:3.0f}% [{elapsed}, {remaining} left]"
         self.live = sys.stderr.isatty()
         self.bar = tqdm(
@@ -47,6 +49,7 @@ class Progress:
     def advance(self, units: int) -> None:
         """Note work done."""
         self.bar.update(units)
+        self.watch(units)
 
     def say(self, text: str) -> None:
         """Print a line that stays, above the bar."""

@@ -350,10 +350,9 @@ class RunFolder:
         """
         if members is not None:
             names = [f"member-{member}" for member in members]
-        elif share is not None:
-            names = ["answers-{}-of-{}".format(*share)]
         else:
-            names = ["answers", *(file.stem for file in self._locks.glob("answers-*.json"))]
+            of_shares = [] if share else [file.stem for file in self._locks.glob("answers-*.json")]
+            names = [of_answers(share), *of_shares]
         with ExitStack() as held:
             try:
                 held.enter_context(locks.hold(self._locks, names))
@@ -589,6 +588,11 @@ def make_atomically(path: Path, written: Callable[[BinaryIO], object]) -> None:
         os.fsync(folder)  # the rename itself
     finally:
         os.close(folder)
+
+
+def of_answers(share: tuple[int, int] | None) -> str:
+    """Return the name of the lock, and of the live note, of who answers: all or a share."""
+    return "answers" if share is None else "answers-{}-of-{}".format(*share)
 
 
 def stopped_members(run: RunFolder) -> dict[int, tuple[int, int | None]]:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import signal
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from types import FrameType
 
 PATIENCE = 5.0  # seconds; whoever sent the signal may kill the process after ten
+ECHO = 1.0  # seconds in which a second SIGTERM is the first one's echo: Slurm sends two when another job takes over
 WAITING = (signal.SIGINT, signal.SIGTERM)
 
 
@@ -24,10 +26,10 @@ class Held:
 def held() -> Iterator[Held]:
     """Keep the first signal of `WAITING` until the block ends, or for `PATIENCE` seconds; a second one comes at once.
 
-    It then takes the way that it would have taken. Outside of the main thread, where no signal arrives, nothing is
-    kept.
+    It then takes the way that it would have taken. A SIGTERM within `ECHO` of another is the same one. Outside of the
+    main thread, where no signal arrives, nothing is kept.
     """
-    kept = Held()
+    kept, since = Held(), 0.0
     if threading.current_thread() is not threading.main_thread():
         yield kept
         return
@@ -40,11 +42,14 @@ def held() -> Iterator[Held]:
                 signal.signal(number, handler)
 
     def deliver(number: int, frame: FrameType | None) -> None:
+        if number == kept.arrived == signal.SIGTERM and time.monotonic() - since < ECHO:
+            return
         restore()
         signal.raise_signal(number if kept.arrived is None else kept.arrived)
 
     def keep(number: int, frame: FrameType | None) -> None:
-        kept.arrived = number
+        nonlocal since
+        kept.arrived, since = number, time.monotonic()
         for other in taken:
             signal.signal(other, deliver)
         signal.setitimer(signal.ITIMER_REAL, PATIENCE)

@@ -12,7 +12,7 @@ import pytest
 from ripieno import live
 from ripieno.config import Config, Data, Training
 from ripieno.report.status import Status, fitted, follow, left
-from ripieno.runs import TRAINED, RunFolder
+from ripieno.runs import TRAINED, RunFolder, of_answers
 
 HERE = f"process {os.getpid()} on {platform.node()}"
 NOTE = {"epoch": 2, "step": 57, "steps": 120, "steps_per_second": 1.4}
@@ -56,13 +56,15 @@ def test_speed_and_time_left_of_members_that_are_held(run: RunFolder) -> None:
 
 
 def test_how_far_asking_is(run: RunFolder) -> None:
-    for number, done in enumerate((120, 400)):
-        live.note(run, f"answers-{number}", done=done, total=400, per_second=14)
-    live.note(run, "answers-of-another-version", finished=3)
+    live.note(run, of_answers(None), done=400, total=400, per_second=14)
+    live.note(run, of_answers((2, 3)), done=120, total=400, per_second=14)
+    live.note(run, of_answers((3, 3)), finished=3)
     assert len(lines(run)) == 3
     with run.lock():
+        assert lines(run)[3:] == [f"answers, 400 of 400, 14/s, 0 s left, held by {HERE}"]
+    with run.lock(share=(2, 3)), run.lock(share=(3, 3)):
         assert lines(run)[3:] == [
-            f"asked by {HERE}", "  answers-0: 120 of 400, 14/s, 20 s left", "  answers-1: 400 of 400, 14/s, 0 s left",
+            f"answers 2 of 3, 120 of 400, 14/s, 20 s left, held by {HERE}", f"answers 3 of 3, held by {HERE}",
         ]  # fmt: skip
 
 

@@ -58,8 +58,8 @@ class Status:
                 continue
             note, doing = notes.get(name), ""
             if note and note.keys() >= {"done", "total", "per_second"} and fresh(note, note["per_second"], now):
-                rate = note["per_second"]
-                doing = f", {note['done']:.0f} of {note['total']:.0f}, {rate:.2g}/s{left(note['total'] - note['done'], rate)}"
+                rate, remaining = note["per_second"], note["total"] - note["done"]
+                doing = f", {note['done']:.0f} of {note['total']:.0f}, {rate:.2g}/s{left(remaining, rate)}"
             yield f"{name.replace('-', ' ')}{doing}, held by {holder}"
         for what in ("predictions", "rotations", "features", "tokens"):
             for file in sorted((self.run.path / what).rglob("*.parquet")):

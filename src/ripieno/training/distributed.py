@@ -107,7 +107,7 @@ class ReadOnly(RunFolder):
         """Leave the lines to the leading process."""
 
     @contextmanager
-    def lock(self, members: Sequence[int] | None = None) -> Iterator[None]:
+    def lock(self, members: Sequence[int] | None = None, *, share: tuple[int, int] | None = None) -> Iterator[None]:
         """Leave the locks to the leading process."""
         yield
 
@@ -115,6 +115,11 @@ class ReadOnly(RunFolder):
 def leads() -> bool:
     """Whether this process is alone, or the first of those that torchrun started."""
     return _started()[0] == 0
+
+
+def ranked() -> bool:
+    """Whether torchrun started this process as one of several."""
+    return _started()[1] > 1
 
 
 @contextmanager
