@@ -10,10 +10,10 @@ import fsspec
 import pytest
 from commands import files_of, rows, works, write_config, write_rows
 
-from ripieno import cli
+from ripieno import cli, live
 from ripieno.errors import EnvironmentFault
 from ripieno.launching import evaluate_steps, storage, train_commands
-from ripieno.launching.storage import Storage, lent, parcels
+from ripieno.launching.storage import Parcel, Storage, lent, parcels
 from ripieno.runs import RunFolder
 
 RESULTS = ("members", "predictions", "questions", "features")
@@ -50,7 +50,7 @@ def do(run: Path, steps: list[list[list[str]]]) -> None:
     """As the launcher does commands, each worker in this process."""
     there = Storage(URL)
     packed = parcels(there, run, steps)
-    with lent(there, RunFolder(run), packed[-1]):
+    with lent(there, RunFolder(run), packed):
         for parcel in [parcel for step in packed for parcel in step]:
             storage.work(cli.do, parcel)
 
@@ -77,7 +77,7 @@ def test_a_run_comes_home_whole(alone: tuple[Path, Path], tmp_path: Path) -> Non
             cli.do(command)
 
     [[first, second]] = parcels(there, run, [commands])
-    with pytest.raises(KeyboardInterrupt), lent(there, RunFolder(run), [first, second]):
+    with pytest.raises(KeyboardInterrupt), lent(there, RunFolder(run), [[first, second]]):
         storage.work(dies, first)
     assert len(died) == 1
     assert any(record["path"].startswith("resume/000") for record in there.records(first.name))
@@ -89,6 +89,17 @@ def test_a_run_comes_home_whole(alone: tuple[Path, Path], tmp_path: Path) -> Non
     assert {path.name for path in (run / "resume").iterdir()} == {path.name for path in (whole / "resume").iterdir()}
     works("status", run, "--verify")
     assert not fsspec.filesystem("memory").store
+
+
+def test_how_far_workers_are_is_seen_here(tmp_path: Path) -> None:
+    worker, here, there = RunFolder(tmp_path / "a"), RunFolder(tmp_path / "b"), Storage(URL)
+    worker.path.mkdir()
+    live.note(worker, live.of_member(2), step=3, steps=9)
+    there.push_notes(worker, "0-0")
+    with lent(there, here, [[Parcel(URL, "0-0", (), ("train", "x", "--members", "2"), here.path, "", {})]]) as look:
+        look()
+        assert live.read(here)["member-002"].items() >= {"step": 3, "steps": 9}.items()
+    assert live.read(here) == {}
 
 
 def test_a_damaged_file_is_not_used(tmp_path: Path) -> None:

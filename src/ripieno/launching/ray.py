@@ -96,16 +96,17 @@ class Ray:
                 return ""
             shared = storage.Storage(self.launch.storage)
             packed = storage.parcels(shared, self.folder, steps)
-            with storage.lent(shared, RunFolder(self.folder), packed[-1]):
+            with storage.lent(shared, RunFolder(self.folder), packed) as look:
                 for commands, parcels in zip(steps, packed, strict=True):
-                    self._do([task.remote(self.do, parcel, "") for parcel in parcels], commands)
+                    self._do([task.remote(self.do, parcel, "") for parcel in parcels], commands, look)
         return ""
 
-    def _do(self, tasks: list[Any], commands: Sequence[Sequence[str]]) -> None:
+    def _do(self, tasks: list[Any], commands: Sequence[Sequence[str]], look: Callable[[], None] = lambda: None) -> None:
         import ray
 
         try:
-            ray.wait(tasks, num_returns=len(tasks))
+            while ray.wait(tasks, num_returns=len(tasks), timeout=storage.EVERY)[1]:
+                look()
         except BaseException:  # a signal
             for one in tasks:
                 ray.cancel(one)  # an interrupt there too

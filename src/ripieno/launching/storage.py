@@ -18,9 +18,10 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from ripieno import config as configs
+from ripieno import live
 from ripieno.config import Config
 from ripieno.errors import EnvironmentFault
-from ripieno.runs import LOGGED, RunFolder
+from ripieno.runs import LOGGED, RunFolder, of_answers
 from ripieno.training.loop import in_order
 
 EVERY = 30.0  # seconds between two copies of what a worker has made
@@ -85,6 +86,16 @@ class Storage:
                 continue
             also = {key: value for key, value in record.items() if key not in ("path", "sha256")}
             run.write(run.path / path, self.get(record["sha256"]), **also)
+
+    def push_notes(self, run: RunFolder, name: str) -> None:
+        """Copy how far the work on a run is."""
+        self._write(f"notes/{name}.json", json.dumps(live.read(run)).encode())
+
+    def pull_notes(self, run: RunFolder, name: str) -> None:
+        """Note in a run how far the work on it is elsewhere."""
+        path = f"{self._root}/notes/{name}.json"
+        for work, facts in json.loads(self._fs.cat_file(path)).items() if self._fs.exists(path) else ():
+            live.note(run, work, **facts)
 
     def records(self, name: str) -> list[dict[str, Any]]:
         """Return what somebody has; nothing before they have begun."""
@@ -192,16 +203,24 @@ def _parcel(storage: Storage, run: Path, command: Sequence[str], name: str, afte
 
 
 @contextmanager
-def lent(storage: Storage, run: RunFolder, made: Sequence[Parcel]) -> Iterator[None]:
-    """Copy a run to the storage, and back at the end what workers have made of it.
+def lent(storage: Storage, run: RunFolder, packed: Sequence[Sequence[Parcel]]) -> Iterator[Callable[[], None]]:
+    """Copy a run to the storage, and back at the end what workers have made of it: in the last step all of it.
 
-    What they made in an earlier start, whose launcher died, is fetched first.
+    What they made in an earlier start, whose launcher died, is fetched first. What is given is to be called now and then:
+    it fetches how far the workers are.
     """
+    every, made = [parcel for parcels in packed for parcel in parcels], packed[-1]
     members = sorted({member for parcel in made for member in parcel.members})
-    with run.lock(members or None):
+    works = [live.of_member(member) for member in members] or [of_answers(None)]
+
+    def look() -> None:
+        for parcel in every:
+            storage.pull_notes(run, parcel.name)
+
+    with run.lock(members or None), live.noting(run, works):
         _fetch(storage, run, made)
         storage.push(run, LAUNCHER)
-        yield
+        yield look
         _fetch(storage, run, made)
         storage.remove()
 
@@ -271,6 +290,7 @@ def _copied(storage: Storage, run: RunFolder, name: str) -> Iterator[None]:
         while not done.wait(EVERY):
             try:
                 storage.push(run, name)
+                storage.push_notes(run, name)
             except OSError:  # a network that does not answer: the next copy has all, and the last one says so
                 continue
 
