@@ -206,8 +206,8 @@ def _parcel(storage: Storage, run: Path, command: Sequence[str], name: str, afte
 def lent(storage: Storage, run: RunFolder, packed: Sequence[Sequence[Parcel]]) -> Iterator[Callable[[], None]]:
     """Copy a run to the storage, and back at the end what workers have made of it: in the last step all of it.
 
-    What they made in an earlier start, whose launcher died, is fetched first. What is given is to be called now and then:
-    it fetches how far the workers are.
+    What they made in an earlier start, whose launcher died, is fetched first. What is given fetches how far the workers
+    are, and is to be called now and then.
     """
     every, made = [parcel for parcels in packed for parcel in parcels], packed[-1]
     members = sorted({member for parcel in made for member in parcel.members})
