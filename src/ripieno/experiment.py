@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from ripieno import config as configs
-from ripieno import forking, measures
+from ripieno import forking, measures, tracking
 from ripieno.config import Config
 from ripieno.data import splits
 from ripieno.data.kept import keep_questions
@@ -74,7 +74,7 @@ def train(
         raise UserError("--members: with training.repulsion members depend on one another; train all of them together")
     progress = progress or Progress(quiet=True)
     progress.describe("loading the data and the base")
-    with run.lock(chosen):
+    with run.lock(chosen), tracking.opened(config.track, run, chosen, progress) as track:
         roles = assign_roles(config, data_dir)
         backbone = backbones.load(config.base, device_of(config.compute))
         if config.compute.threads:
@@ -105,7 +105,7 @@ def train(
 
         checked = validate if validation.questions else None
         driver = diversity.Driver(ensemble.engine, unlabelled, config) if unlabelled else None
-        Trainer(ensemble.engine, ensemble.stack, examples, checked, config, run, progress, driver).train()
+        Trainer(ensemble.engine, ensemble.stack, examples, checked, config, run, progress, driver, track).train()
         if not adapter_epochs(run, chosen, config.training.epochs):
             raise UserError(
                 f"{run.path}: the training of every member failed, so there is no ensemble; "

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ripieno import memory, signals
+from ripieno import memory, signals, tracking
 from ripieno.config import Config, in_turn
 from ripieno.data.question import Question, Text
 from ripieno.model.adapters import AdapterStack
@@ -127,6 +127,7 @@ class Trainer:
         run: where checkpoints and metrics go.
         progress: the job's bar.
         repulsion: what drives the members apart; None where each is trained as if it were alone.
+        track: sends a tracker what metrics.jsonl says of the epochs up to a number, all of them finished.
     """
 
     engine: Engine
@@ -137,6 +138,7 @@ class Trainer:
     run: RunFolder
     progress: Progress
     repulsion: diversity.Driver | None = None
+    track: Callable[[int], None] = tracking.untracked
 
     def train(self) -> None:
         """Train every member to the last epoch, from wherever it can go on.
@@ -152,6 +154,7 @@ class Trainer:
         for p in going:
             checkpoints.discard(self.run, self.stack.members[p], self.finished[p], self.steps[p])
         self._cut_metrics(going)
+        self.track(min((self.finished[p] for p in going), default=training.epochs))
         for p, epoch in self.finished.items():
             if epoch and self.steps[p] == epoch * self.per_epoch and p not in stopped:
                 self._stop_if_patient(p, epoch)  # a crash may have come between a checkpoint and this
@@ -358,6 +361,7 @@ class Trainer:
             self.progress.say(f"epoch {epoch}: validation NLL {mean:.3f} (mean of {len(results)} members)")
         for p in alive:
             self._stop_if_patient(p, epoch)
+        self.track(epoch)
 
     def _stop_if_patient(self, p: int, epoch: int) -> None:
         patience, member = self.config.training.patience, self.stack.members[p]
