@@ -83,10 +83,10 @@ def train(
         ensemble = assemble(config, backbone, chosen, data_dir)
         if ensemble.engine.notice:
             progress.say(f"{config.base.model}: runs padded, which is slower: {ensemble.engine.notice}")
-        rows, validation, too_long = _training_rows(ensemble, config, roles)
+        rows, validation, too_long = training_rows(ensemble, config, roles)
         unlabelled: list[TokenTree] = []
         if config.training.repulsion:
-            unlabelled, too_long["repulsion"] = _unlabelled(ensemble, config, roles)
+            unlabelled, too_long["repulsion"] = unlabelled_questions(ensemble, config, roles)
         examples = Examples(rows, ensemble.encoder, config)
         config = resolve(config.model_copy(update={"compute": given}), backbone, examples.step_tokens())
         assert isinstance(config.compute.members_per_pass, int)
@@ -181,7 +181,7 @@ def start_run(
                 keep_questions(run, loaded.name, loaded.questions)
 
 
-def _training_rows(
+def training_rows(
     ensemble: Ensemble, config: Config, roles: Roles
 ) -> tuple[list[Question | Text], Asked, dict[str, list[str]]]:
     """Return what is trained on, the encoded validation questions, and the ids of those too long, by role."""
@@ -228,7 +228,7 @@ def _training_rows(
     return kept, validation, too_long
 
 
-def _unlabelled(ensemble: Ensemble, config: Config, roles: Roles) -> tuple[list[TokenTree], list[str]]:
+def unlabelled_questions(ensemble: Ensemble, config: Config, roles: Roles) -> tuple[list[TokenTree], list[str]]:
     """Return the encoded questions that members are driven apart on, and the ids of those too long."""
     training, questions = config.training, roles.questions("repulsion")
     trees, dropped = ensemble.encoder.trees(questions, training.max_tokens, training.too_long)
@@ -303,14 +303,30 @@ def work(
     units = 0
     if training:
         units += (diversity.units(config, len(roles.train)) + len(roles.questions("validation"))) * M * epochs
-    sets = {loaded.name: loaded.questions for role in ("test", "ood") for loaded in roles.sets.get(role, {}).values()}
-    asked = [question for questions in sets.values() for question in questions]
     if evaluating and choices is not None:
-        units += len(match_questions(asked, choices, config.data.seed).questions) * (1 + M * epochs)
+        every = [question for questions in evaluated(roles).values() for question in questions]
+        units += len(match_questions(every, choices, config.data.seed).questions) * (1 + M * epochs)
     elif evaluating:
-        units += len(asked) * (1 + M * epochs) + len(roles.questions("calibration")) * (1 + M)
-        for name, fewest in matched_choices(config, sets):
-            units += len(match_questions(sets[name], fewest, config.data.seed).questions) * (1 + M)
+        units += sum(len(questions) * (1 + M * of_epochs) for questions, of_epochs in asked(config, roles))
         trained_on = [loaded.questions for loaded in roles.sets.get("train", {}).values()]
-        units += len(asked) + sum(min(len(questions), TRAINING_FEATURES) for questions in trained_on)
+        read = [*map(len, evaluated(roles).values()), *(min(len(q), TRAINING_FEATURES) for q in trained_on)]
+        units += sum(read)
     return units
+
+
+def evaluated(roles: Roles) -> dict[DatasetName, list[Question]]:
+    """Return the questions of the test and out-of-domain sets."""
+    return {loaded.name: loaded.questions for role in ("test", "ood") for loaded in roles.sets.get(role, {}).values()}
+
+
+def asked(config: Config, roles: Roles) -> list[tuple[list[Question], int]]:
+    """Return what `evaluate` asks the base and the members: questions, and after how many epochs the members answer.
+
+    The test and out-of-domain sets come first, in the order of `evaluated`.
+    """
+    sets = evaluated(roles)
+    found = [(questions, config.training.epochs) for questions in sets.values()]
+    found += [(loaded.questions, 1) for loaded in roles.sets.get("calibration", {}).values()]
+    for name, fewest in matched_choices(config, sets):
+        found.append((match_questions(sets[name], fewest, config.data.seed).questions, 1))
+    return found
