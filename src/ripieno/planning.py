@@ -135,9 +135,8 @@ def plan(
     engine = ensemble.engine
 
     sets = [_set(ensemble, questions, epochs) for questions, epochs in experiment.asked(config, roles)]
-    everything = [*(question for one in sets for question in one.asked.questions), *validation.questions]
     progress.describe("asking a sample")
-    asking = _ask(ensemble, everything, device)
+    asking = _ask(ensemble, [*(one.asked for one in sets), validation], device)
     progress.describe("reading a sample of the prompts")
     prompts = [tree for one in sets[: len(experiment.evaluated(roles))] for tree in one.asked.trees]
     for loaded in roles.sets["train"].values():
@@ -158,7 +157,8 @@ def plan(
     saves = 1 + (math.ceil(len(rows) / plain.batch_size) - 1) // plain.save_every if plain.save_every else 1
     training = Stage(
         {
-            "start": starting + reading + encoding + encoding_rows,  # the progress bar reads the data too
+            # The progress bar reads the data too.
+            "start": starting + reading + encoding + encoding_rows + asking.once + trained.once,
             "steps": M * E * (operations * trained.rate + again),
             "validation": M * E * asking.seconds(engine, validation),
             "saving": M * E * saves * trained.saving,
@@ -167,7 +167,7 @@ def plan(
     )
     evaluation = Stage(
         {
-            "start": starting,
+            "start": starting + asking.once,
             "encoding": sum((1 + one.epochs) * one.encoding for one in sets),
             "asking": sum((1 + M * one.epochs) * asking.seconds(engine, one.asked) for one in sets),
             "bringing and writing": sum(
@@ -211,10 +211,14 @@ def _set(ensemble: Ensemble, questions: Sequence[Question], epochs: int) -> _Set
 
 @dataclass(frozen=True)
 class _Trained:
-    """What steps took: seconds an operation; of a member's end of an epoch; bytes of its state; the peak of all."""
+    """What steps took: seconds an operation; of a member's end of an epoch; bytes of its state; the peak of all.
+
+    `once`: the seconds of what the first step makes, and later ones use.
+    """
 
     rate: float
     saving: float
+    once: float
     state_bytes: int
     peak_bytes: int
 
@@ -230,7 +234,10 @@ class _Drawn(Examples):
 
     def __init__(self, whole: Examples, batches: Sequence[int], members: Sequence[int]):
         size = whole.config.training.batch_size
-        self.of = {m: [r for n in batches for r in whole.epoch(m, 1)[n * size : (n + 1) * size]] for m in members}
+        self.of = {}
+        for m in members:
+            rows = whole.epoch(m, 1)
+            self.of[m] = [row for n in batches for row in rows[n * size : (n + 1) * size]]
         # How many there are is all that the trainer asks of the questions themselves.
         super().__init__(whole.rows[: len(self.of[members[0]])], whole.encoder, whole.config)
 
@@ -269,7 +276,8 @@ def _train(
         return line, seconds, run, drawn
 
     with _peak(device) as peak:
-        line, _, _, _ = take("first", order[-1:])
+        line, _, _, drawn = take("first", order[-1:])
+        begun, of_begun = line["seconds"], sum(_epoch_operations(engine, rows) for rows in drawn.of.values())
         count = max(FEWEST_STEPS, int(STEPS_SECONDS / line["seconds"]))
         line, seconds, run, drawn = take("measured", _evenly(order, count))
     operations = sum(_epoch_operations(engine, rows) for rows in drawn.of.values())
@@ -278,17 +286,22 @@ def _train(
     # The adapters of all are in the engine; those who took no step have no moments yet.
     others = (len(ensemble.stack.members) - len(stack.members)) * bytes_of_state * 2 // 3
     saving = (seconds - line["seconds"]) / len(stack.members)
-    return _Trained(line["seconds"] / operations, saving, bytes_of_state, peak.bytes + others)
+    rate = line["seconds"] / operations
+    return _Trained(rate, saving, max(0.0, begun - rate * of_begun), bytes_of_state, peak.bytes + others)
 
 
 @dataclass(frozen=True)
 class _Asking:
-    """What asking takes: seconds an operation, a member's merging, its reading, a written answer; the peak of all."""
+    """What asking takes: seconds an operation, a member's merging, its reading, a written answer; the peak of all.
+
+    `once`: the seconds of what a process makes in its first pass, and uses in all later ones.
+    """
 
     rate: float = 0.0
     merging: float = 0.0
     bringing: float = 0.0
     writing: float = 0.0
+    once: float = 0.0
     peak_bytes: int = 0
 
     def seconds(self, engine: Engine, asked: Asked, first: int | None = None) -> float:
@@ -298,13 +311,13 @@ class _Asking:
         return self.merging + self.rate * operations if asked.trees else 0.0
 
 
-def _ask(ensemble: Ensemble, questions: Sequence[Question], device: torch.device) -> _Asking:
+def _ask(ensemble: Ensemble, sets: Sequence[Asked], device: torch.device) -> _Asking:
     """Let members (one, but where questions are too few to fill its passes) answer a sample."""
     engine, stack = ensemble.engine, ensemble.stack
-    if not questions:
+    pairs = [pair for asked in sets for pair in zip(asked.questions, asked.trees, strict=True)]
+    if not pairs:
         return _Asking()
-    asked = ensemble.encode(questions)
-    ordered = [asked.questions[n] for n in sorted(range(len(asked.trees)), key=lambda n: asked.trees[n].read)]
+    ordered = [question for question, _ in sorted(pairs, key=lambda pair: pair[1].read)]
     positions = range(min(ensemble.members_per_pass, len(stack.members)))
 
     def ask(count: int) -> tuple[float, float, Predictions]:
@@ -315,7 +328,7 @@ def _ask(ensemble: Ensemble, questions: Sequence[Question], device: torch.device
         return seconds, engine.meter.operations - before, p
 
     with _peak(device) as peak:
-        ask(1)  # a first pass makes what later ones use
+        first, of_first, _ = ask(1)
         seconds, _, _ = ask(4)
         seconds, operations, p = ask(max(4, int(4 * ASKING_SECONDS / seconds)))
 
@@ -335,7 +348,8 @@ def _ask(ensemble: Ensemble, questions: Sequence[Question], device: torch.device
         _, bringing = _timed(bring)
     _, writing = _timed(lambda: to_parquet(p))
     rate = max(seconds - merging * len(positions), seconds / 2) / operations
-    return _Asking(rate, merging, bringing, writing / (len(p.members) * len(p.question_ids)), peak.bytes)
+    once = max(0.0, first - merging - rate * of_first)
+    return _Asking(rate, merging, bringing, writing / (len(p.members) * len(p.question_ids)), once, peak.bytes)
 
 
 def _read(engine: Engine, trees: Sequence[TokenTree], device: torch.device) -> tuple[float, int]:
