@@ -21,6 +21,7 @@ from transformers import AttentionInterface, LlamaConfig, LlamaForCausalLM
 
 from ripieno.config import Adapter, Compute
 from ripieno.ensemble import decide
+from ripieno.model import attention
 from ripieno.model.adapters import AdapterStack
 from ripieno.model.attention import NAME
 from ripieno.model.backbone import Backbone
@@ -90,10 +91,9 @@ def needs(shape: dict[str, int]) -> Needs:
         model = LlamaForCausalLM(LlamaConfig(vocab_size=32000, tie_word_embeddings=False, **shape))
     model = model.to(torch.bfloat16).requires_grad_(False).eval()
     parameters = sum(parameter.numel() for parameter in model.parameters())
-    own = {parameter.untyped_storage()._cdata for parameter in model.parameters()}
     stack = AdapterStack(model, ADAPTER, [0])
+    own = {parameter.untyped_storage()._cdata for parameter in model.parameters()}  # of base and adapter
     engine = PackedEngine(Backbone(model, None, {}, None), stack)
-    AttentionInterface.register(NAME, attend)
     adapter = sum(parameter.nbytes for parameter in stack.parameters(0))
     saved: dict[int, Tensor] = {}  # kept, so that no storage's number is given again
 
@@ -104,9 +104,13 @@ def needs(shape: dict[str, int]) -> Needs:
     letters = tuple((k,) for k in range(CHOICES))
     trees = [[TokenTree(n, tuple(range(n, n + TOKENS)), letters, (1,) * CHOICES, 0) for n in range(BATCH)]]
     stream = lay_out(trees, [[0] * BATCH], torch.device("meta"))
-    with torch.autograd.graph.saved_tensors_hooks(save, lambda tensor: tensor):
-        logits = engine._logits([0], stream, trees, [0])
-        torch.log_softmax(logits, dim=-1)
+    AttentionInterface.register(NAME, attend)
+    try:
+        with torch.autograd.graph.saved_tensors_hooks(save, lambda tensor: tensor):
+            logits = engine._logits([0], stream, trees, [0])
+            torch.log_softmax(logits, dim=-1)
+    finally:
+        AttentionInterface.register(NAME, attention.attend)
     kept = sum(tensor.untyped_storage().nbytes() for number, tensor in saved.items() if number not in own)
     return Needs(parameters, adapter, kept / (BATCH * TOKENS))
 

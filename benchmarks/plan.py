@@ -1,6 +1,6 @@
 """How near `ripieno plan` comes: planned and measured time and memory of whole jobs, for bases of three sizes.
 
-    python benchmarks/plan.py [--quick] [--rounds N]
+    python benchmarks/plan.py [--quick] [--rounds N] [--only SIZE] [--processor]
 
 A round of a size is `ripieno plan`, then `ripieno train` and `ripieno evaluate` of the same config, each a process of
 its own that is timed from start to end. Memory is the highest resident size of the process, which the kernel keeps. The
@@ -8,7 +8,8 @@ bases are SmolLM2-135M-Instruct and two random models with its tokenizer (a Llam
 the questions are those of configs/demo.yaml, or fewer. With --quick the smallest alone, on few questions.
 
 Other work on the machine stretches plan and job, and hardly ever alike: the load before each round stands in the table.
-Linux alone.
+With --processor all have one thread and are timed, plan's own measurements too, in seconds of the processor, which other
+work moves little. Linux alone.
 """
 
 from __future__ import annotations
@@ -28,6 +29,8 @@ from typing import Any
 import yaml
 
 HERE = Path(__file__).parent
+# A clock that stands still while others have the processor, for all that is imported later.
+OF_PROCESSOR = "import time; time.perf_counter = time.process_time; from ripieno.cli import main; main()"
 EMBEDDED = "embedded:SmolLM2-135M-Instruct"
 WITHIN = 0.25  # what the estimates are to be within
 SMALL = {"hidden_size": 256, "intermediate_size": 704, "num_hidden_layers": 8, "num_attention_heads": 4}
@@ -99,32 +102,34 @@ def make(folder: Path, settings: dict[str, int]) -> None:
     tokenizer.save_pretrained(folder)
 
 
-def ripieno(*arguments: str | Path) -> tuple[float, float, str]:
+def ripieno(processor: bool, *arguments: str | Path) -> tuple[float, float, str]:
     """Run a command; return its seconds, its highest resident size in MiB, and what it printed."""
     begin = time.perf_counter()
-    command = [sys.executable, "-m", "ripieno.cli", *map(str, arguments), "--quiet"]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    program = ["-c", OF_PROCESSOR] if processor else ["-m", "ripieno.cli"]
+    command = [sys.executable, *program, *map(str, arguments), "--quiet"]
+    environment = os.environ | ({"OMP_NUM_THREADS": "1"} if processor else {})
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment)
     assert process.stdout is not None
     said = process.stdout.read()
     _, status, used = os.wait4(process.pid, 0)
-    seconds = time.perf_counter() - begin
+    seconds = used.ru_utime + used.ru_stime if processor else time.perf_counter() - begin
     process.returncode = os.waitstatus_to_exitcode(status)
     if process.returncode:
         sys.exit(f"FAILED: {' '.join(command)}")
     return seconds, used.ru_maxrss / 1024, said
 
 
-def rounds(size: Size, folder: Path, count: int) -> Iterator[dict[str, Any]]:
+def rounds(size: Size, folder: Path, count: int, processor: bool) -> Iterator[dict[str, Any]]:
     """Yield what was planned and what was measured of a size, round by round."""
     config = write(size, folder)
     for number in range(count):
         load = os.getloadavg()[0]
-        took, _, said = ripieno("plan", config, "--json")
+        took, _, said = ripieno(processor, "plan", config, "--json")
         planned = json.loads(said)
         run = folder / f"run-{number}"
         found: dict[str, Any] = {"size": size.name, "load": load, "plan": took}
         for stage, arguments in (("training", ("train", config, "--run", run)), ("evaluation", ("evaluate", run))):
-            seconds, memory, _ = ripieno(*arguments)
+            seconds, memory, _ = ripieno(processor, *arguments)
             expected = planned[stage]
             found[stage] = (sum(expected["seconds"].values()), seconds, expected["peak_bytes"] / 2**20, memory)
             print(f"{size.name}, {stage}: {json.dumps(expected['seconds'])}", file=sys.stderr, flush=True)
@@ -149,6 +154,7 @@ def main() -> None:
     options.add_argument("--quick", action="store_true", help="the smallest base on few questions: under 2 minutes")
     options.add_argument("--rounds", type=int, default=1, help="of each size (%(default)s)")
     options.add_argument("--only", help="a size, such as 135M")
+    options.add_argument("--processor", action="store_true", help="count seconds of the processor, of one thread")
     args = options.parse_args()
     found = []
     with tempfile.TemporaryDirectory() as name:
@@ -156,7 +162,7 @@ def main() -> None:
             if args.only in (None, size.name):
                 folder = Path(name) / size.name
                 folder.mkdir()
-                for one in rounds(size, folder, args.rounds):
+                for one in rounds(size, folder, args.rounds, args.processor):
                     found.append(one)
                     print("\n".join(table([one])[2:]), flush=True)
     print("\n".join(table(found)))
