@@ -8,8 +8,8 @@ bases are SmolLM2-135M-Instruct and two random models with its tokenizer (a Llam
 the questions are those of configs/demo.yaml, or fewer. With --quick the smallest alone, on few questions.
 
 Other work on the machine stretches plan and job, and hardly ever alike: the load before each round stands in the table.
-With --processor all have one thread and are timed, plan's own measurements too, in seconds of the processor, which other
-work moves little. Linux alone.
+With --processor all have one thread and are timed, plan's own measurements too, in seconds of the processor, which
+other work moves little. Linux alone.
 """
 
 from __future__ import annotations
