@@ -22,6 +22,7 @@ LAYERS = (
     "certification",
     "exporting",
     "importing",
+    "planning",
     "experiment",
     "forking",
     "evaluation",
@@ -31,6 +32,7 @@ LAYERS = (
     "methods",
     "ensemble",
     "training",
+    "tracking",
     "model",
     # ---- no torch from here down ----
     "report",

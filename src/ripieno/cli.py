@@ -139,6 +139,34 @@ def train(
         _print(f"Trained: {folder.path}. Next: ripieno evaluate {folder.path}")
 
 
+@app.command()
+def plan(
+    config: Annotated[Path, typer.Argument(metavar="CONFIG.yaml", help="The experiment.")],
+    settings: Annotated[
+        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change a key, such as training.epochs=2.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON alone.")] = False,
+    data_dir: DataDir = None,
+    quiet: Quiet = False,
+) -> None:
+    """Estimate time and memory of training and evaluation, from half a minute of the real work on this machine."""
+    started = time.perf_counter() - time.process_time()  # what it took to come here is work of the processor's
+    from ripieno import config as configs
+    from ripieno import planning
+    from ripieno.progress import Progress
+
+    experiment_config = configs.load(config, settings or [])
+    with Progress(quiet=quiet) as progress:
+        planned = planning.plan(
+            experiment_config, data_dir=data_dir, started=time.perf_counter() - started, progress=progress
+        )
+    if as_json:
+        _print(json.dumps(planned.to_json(), allow_nan=False))
+        return
+    for line in planning.said(planned):
+        _print(line)
+
+
 @app.command("import")
 def import_(
     config: Annotated[Path, typer.Argument(metavar="CONFIG.yaml", help="How they are asked, and which questions.")],

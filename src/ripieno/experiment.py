@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, replace
 from importlib import resources
@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from ripieno import config as configs
-from ripieno import forking, measures
+from ripieno import forking, measures, tracking
 from ripieno.config import Config
 from ripieno.data import splits
 from ripieno.data.kept import keep_questions
@@ -76,8 +76,9 @@ def train(
         run = ranks.folder(Path(fork) if fork else source)
         progress = (progress if ranks.leads else None) or Progress(quiet=True, mute=not ranks.leads)
         progress.describe("loading the data and the base")
-        with run.lock(chosen):
-            _train(config, run, chosen, RunFolder(source) if fork else None, data_dir, progress, ranks)
+        tracker = config.track if ranks.leads else "none"
+        with run.lock(chosen), tracking.opened(tracker, run, chosen, progress) as track:
+            _train(config, run, chosen, RunFolder(source) if fork else None, data_dir, progress, ranks, track)
     return run
 
 
@@ -89,6 +90,7 @@ def _train(
     data_dir: Path | None,
     progress: Progress,
     ranks: Ranks,
+    track: Callable[[int], None],
 ) -> None:
     """Train some members in a run whose locks are held; `source`: of which it is a fork."""
     roles = assign_roles(config, data_dir)
@@ -99,10 +101,10 @@ def _train(
     ensemble = assemble(config, backbone, chosen, data_dir)
     if ensemble.engine.notice:
         progress.say(f"{config.base.model}: runs padded, which is slower: {ensemble.engine.notice}")
-    rows, validation, too_long = _training_rows(ensemble, config, roles)
+    rows, validation, too_long = training_rows(ensemble, config, roles)
     unlabelled: list[TokenTree] = []
     if config.training.repulsion:
-        unlabelled, too_long["repulsion"] = _unlabelled(ensemble, config, roles)
+        unlabelled, too_long["repulsion"] = unlabelled_questions(ensemble, config, roles)
     examples = Examples(rows, ensemble.encoder, config)
     step_tokens = max(1, examples.step_tokens() // ranks.world)
     config = resolve(config.model_copy(update={"compute": given}), backbone, step_tokens)
@@ -132,7 +134,7 @@ def _train(
 
     checked = validate if validation.questions else None
     driver = diversity.Driver(ensemble.engine, unlabelled, config, ranks) if unlabelled else None
-    Trainer(ensemble.engine, ensemble.stack, examples, checked, config, run, progress, driver, ranks).train()
+    Trainer(ensemble.engine, ensemble.stack, examples, checked, config, run, progress, driver, ranks, track).train()
     if not adapter_epochs(run, chosen, config.training.epochs):
         raise UserError(
             f"{run.path}: the training of every member failed, so there is no ensemble; "
@@ -208,7 +210,7 @@ def start_run(
                 keep_questions(run, loaded.name, loaded.questions)
 
 
-def _training_rows(
+def training_rows(
     ensemble: Ensemble, config: Config, roles: Roles
 ) -> tuple[list[Question | Text], Asked, dict[str, list[str]]]:
     """Return what is trained on, the encoded validation questions, and the ids of those too long, by role."""
@@ -255,7 +257,7 @@ def _training_rows(
     return kept, validation, too_long
 
 
-def _unlabelled(ensemble: Ensemble, config: Config, roles: Roles) -> tuple[list[TokenTree], list[str]]:
+def unlabelled_questions(ensemble: Ensemble, config: Config, roles: Roles) -> tuple[list[TokenTree], list[str]]:
     """Return the encoded questions that members are driven apart on, and the ids of those too long."""
     training, questions = config.training, roles.questions("repulsion")
     trees, dropped = ensemble.encoder.trees(questions, training.max_tokens, training.too_long)
@@ -330,14 +332,30 @@ def work(
     units = 0
     if training:
         units += (diversity.units(config, len(roles.train)) + len(roles.questions("validation"))) * M * epochs
-    sets = {loaded.name: loaded.questions for role in ("test", "ood") for loaded in roles.sets.get(role, {}).values()}
-    asked = [question for questions in sets.values() for question in questions]
     if evaluating and choices is not None:
-        units += len(match_questions(asked, choices, config.data.seed).questions) * (1 + M * epochs)
+        every = [question for questions in evaluated(roles).values() for question in questions]
+        units += len(match_questions(every, choices, config.data.seed).questions) * (1 + M * epochs)
     elif evaluating:
-        units += len(asked) * (1 + M * epochs) + len(roles.questions("calibration")) * (1 + M)
-        for name, fewest in matched_choices(config, sets):
-            units += len(match_questions(sets[name], fewest, config.data.seed).questions) * (1 + M)
+        units += sum(len(questions) * (1 + M * of_epochs) for questions, of_epochs in asked(config, roles))
         trained_on = [loaded.questions for loaded in roles.sets.get("train", {}).values()]
-        units += len(asked) + sum(min(len(questions), TRAINING_FEATURES) for questions in trained_on)
+        read = [*map(len, evaluated(roles).values()), *(min(len(q), TRAINING_FEATURES) for q in trained_on)]
+        units += sum(read)
     return units
+
+
+def evaluated(roles: Roles) -> dict[DatasetName, list[Question]]:
+    """Return the questions of the test and out-of-domain sets."""
+    return {loaded.name: loaded.questions for role in ("test", "ood") for loaded in roles.sets.get(role, {}).values()}
+
+
+def asked(config: Config, roles: Roles) -> list[tuple[list[Question], int]]:
+    """Return what `evaluate` asks the base and the members: questions, and after how many epochs the members answer.
+
+    The test and out-of-domain sets come first, in the order of `evaluated`.
+    """
+    sets = evaluated(roles)
+    found = [(questions, config.training.epochs) for questions in sets.values()]
+    found += [(loaded.questions, 1) for loaded in roles.sets.get("calibration", {}).values()]
+    for name, fewest in matched_choices(config, sets):
+        found.append((match_questions(sets[name], fewest, config.data.seed).questions, 1))
+    return found

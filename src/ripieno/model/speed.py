@@ -38,9 +38,13 @@ class Meter:
             scored: places whose logits it made.
         """
         self.tokens += tokens
-        body, head = self._weights
         # The base is frozen: the backward pass has the inputs' gradients to compute, none of weights.
-        self.operations += 2 * (tokens * body + scored * head) * (2 if torch.is_grad_enabled() else 1)
+        self.operations += self.count(tokens, scored) * (2 if torch.is_grad_enabled() else 1)
+
+    def count(self, tokens: int, scored: int) -> float:
+        """Return the operations of a forward pass that reads so many tokens, and makes the logits of some."""
+        body, head = self._weights
+        return 2.0 * (tokens * body + scored * head)
 
     @cached_property
     def _weights(self) -> tuple[int, int]:

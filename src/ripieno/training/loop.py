@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ripieno import live, memory, signals
+from ripieno import live, memory, signals, tracking
 from ripieno.config import Config, in_turn
 from ripieno.data.question import Question, Text
 from ripieno.model.adapters import AdapterStack
@@ -130,6 +130,7 @@ class Trainer:
         progress: the job's bar.
         repulsion: what drives the members apart; None where each is trained as if it were alone.
         ranks: the processes that share every batch; all of them have to train at once.
+        track: sends a tracker what metrics.jsonl says of the epochs up to a number, all of them finished.
     """
 
     engine: Engine
@@ -141,6 +142,7 @@ class Trainer:
     progress: Progress
     repulsion: diversity.Driver | None = None
     ranks: Ranks = ALONE
+    track: Callable[[int], None] = tracking.untracked
 
     def train(self) -> None:
         """Train every member to the last epoch, from wherever it can go on.
@@ -165,6 +167,7 @@ class Trainer:
         for line in self._before(lines, going):
             if line["kind"] == "epoch" and line["member"] in self.stack.members:
                 self.nlls[self.stack.members.index(line["member"])][line["epoch"]] = line["validation_nll"]
+        self.track(min((self.finished[p] for p in going), default=training.epochs))
         for p in going:
             epoch = self.finished[p]
             if epoch and self.steps[p] == epoch * self.per_epoch:
@@ -394,6 +397,7 @@ class Trainer:
             self.progress.say(f"epoch {epoch}: validation NLL {mean:.3f} (mean of {len(results)} members)")
         for p in alive:
             self._stop_if_patient(p, epoch)
+        self.track(epoch)
 
     def _stop_if_patient(self, p: int, epoch: int) -> None:
         patience, nlls = self.config.training.patience, self.nlls[p]
