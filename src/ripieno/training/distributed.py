@@ -1,6 +1,6 @@
 """Each member over several processes: torchrun starts them, and only gradients of adapters are exchanged.
 
-    torchrun --nproc-per-node 2 -m ripieno.cli train CONFIG.yaml
+    torchrun --nproc-per-node 2 -m -- ripieno.cli train CONFIG.yaml --run DIR     (without -- torchrun takes --run)
 
 Every process holds the base and all members, and reads its share of the rows of each member's batch. A gradient is a
 sum over rows, so the sum of theirs is that of the whole batch (data parallel training, arXiv:2006.15704): all take the
