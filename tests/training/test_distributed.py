@@ -29,7 +29,7 @@ WORKER = Path(__file__).with_name("torchrun.py")
 # Batches of 3 of 10 questions: the second process has one row of the first three, and none of the last.
 ROWS, EPOCHS = 10, 5  # 20 steps
 WAYS: dict[str, dict[str, Any]] = {
-    "dropout": {
+    "patience": {
         "adapter": {"dropout": 0.1},
         "training": {"bagging": True, "shuffle_choices": True, "patience": 1, "weight_decay": 0.1},
         "compute": {"batch_tokens": 128},
@@ -37,7 +37,10 @@ WAYS: dict[str, dict[str, Any]] = {
     "driven apart": {
         "training": {"lora_l2": 0.1, "repulsion": {"weight": 5.0, "batch_size": 3}, "loss": "next_token"},
     },
-    "variational": {"training": {"variational": {"initial_std": 0.05, "divergence_rate": 0.001}}},
+    "variational": {
+        "adapter": {"dropout": 0.1},
+        "training": {"variational": {"initial_std": 0.05, "divergence_rate": 0.001}, "bagging": True},
+    },
 }
 
 
@@ -46,7 +49,7 @@ def torchrun(commands: Sequence[Sequence[str | Path]], number: int = 0, after: i
     return subprocess.run(
         [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", WORKER, given],
         env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1"},
-        capture_output=True, text=True, timeout=120, check=False,
+        capture_output=True, text=True, timeout=300, check=False,
     )  # fmt: skip
 
 
@@ -110,7 +113,7 @@ def test_two_processes_come_to_what_one_does(ways: dict[str, Way], tmp_path: Pat
         way.is_same(tmp_path / name)
         works("status", tmp_path / name, "--verify")
         assert not RunFolder(tmp_path / name).holders()
-    stopped = [line for line in ways["dropout"].alone.lines("metrics.jsonl") if line["kind"] == "stopped"]
+    stopped = [line for line in ways["patience"].alone.lines("metrics.jsonl") if line["kind"] == "stopped"]
     assert stopped  # else both would go on for want of any decision
 
 
@@ -148,7 +151,7 @@ def test_every_row_is_one_process_s(count: int) -> None:
 
 
 def test_a_device_that_each_process_cannot_have_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name, value in {"RANK": "3", "WORLD_SIZE": "4", "LOCAL_RANK": "3"}.items():
+    for name, value in {"RANK": "3", "WORLD_SIZE": "4", "LOCAL_RANK": "3", "TORCHELASTIC_RUN_ID": "x"}.items():
         monkeypatch.setenv(name, value)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     assert not distributed.leads()

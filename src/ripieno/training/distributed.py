@@ -1,6 +1,6 @@
 """Each member over several processes: torchrun starts them, and only gradients of adapters are exchanged.
 
-    torchrun --nproc-per-node 2 -m ripieno.cli train CONFIG.yaml
+    torchrun --nproc-per-node 2 -m -- ripieno.cli train CONFIG.yaml --run DIR     (without -- torchrun takes --run)
 
 Every process holds the base and all members, and reads its share of the rows of each member's batch. A gradient is a
 sum over rows, so the sum of theirs is that of the whole batch (data parallel training, arXiv:2006.15704): all take the
@@ -67,6 +67,29 @@ class Ranks:
             raise _apart(error) from error
         for tensor, of_all in zip(tensors, flat.split([tensor.numel() for tensor in tensors]), strict=True):
             tensor.copy_(of_all.view_as(tensor))
+
+    def sum_gradients(self, parameters: Sequence[Tensor], also: Tensor) -> None:
+        """Put the sum over all processes into the gradients of parameters and into another tensor, in one exchange.
+
+        A parameter that no process has a gradient of, as no row came to its layer, is left without.
+        """
+        if self.world == 1:
+            return
+        found = torch.tensor([float(parameter.grad is not None) for parameter in parameters], device=self.device)
+        for parameter in parameters:
+            if parameter.grad is None:
+                parameter.grad = torch.zeros_like(parameter)
+        self.sum([*(parameter.grad for parameter in parameters if parameter.grad is not None), also, found])
+        for parameter, count in zip(parameters, found.tolist(), strict=True):
+            if not count:
+                parameter.grad = None
+
+    def alike(self, numbers: Sequence[int]) -> bool:
+        """Whether all processes hold the same numbers, as many in each."""
+        mine = torch.tensor(numbers, dtype=torch.int64)
+        total = mine.clone()
+        self.sum([total])
+        return not self.any(not torch.equal(total, mine * self.world))
 
     def any(self, flag: bool) -> bool:
         """Whether a flag is set in any process; all have to ask."""
@@ -158,10 +181,9 @@ def joined(device: str) -> Iterator[Ranks]:
 
 def _started() -> tuple[int, int, int]:
     """Return this process's number, how many there are, and its number on its machine, as torchrun says."""
-    try:
-        rank, world, local = (int(os.environ[name]) for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"))
-    except KeyError:
+    if not torch_distributed.is_torchelastic_launched():
         return 0, 1, 0
+    rank, world, local = (int(os.environ[name]) for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"))
     return rank, world, local
 
 

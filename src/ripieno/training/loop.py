@@ -15,6 +15,7 @@ from torch import Tensor
 from ripieno import live, memory, signals, tracking
 from ripieno.config import Config, in_turn
 from ripieno.data.question import Question, Text
+from ripieno.errors import EnvironmentFault
 from ripieno.model.adapters import AdapterStack
 from ripieno.model.scoring import Engine
 from ripieno.model.speed import Timer
@@ -158,7 +159,11 @@ class Trainer:
         going = [p for p in positions if p not in self.stopped]
         self.optimizers = {p: self._optimizer(p) for p in positions}
         self.work = {p: self._start(p) if p in going else {} for p in positions}
-        self.ranks.wait()  # all have read the folder: from now on it changes, and nobody reads it again
+        # Once all have read the folder it changes, and nobody reads it again.
+        if not self.ranks.alike([of.get(p, -1) for of in (self.steps, self.finished, self.stopped) for p in positions]):
+            raise EnvironmentFault(
+                f"{self.run.path}: not all processes find the same files in it; let every machine see the same folder"
+            )
         if self.ranks.leads:
             for p in going:
                 checkpoints.discard(self.run, self.stack.members[p], self.finished[p], self.steps[p])
@@ -312,13 +317,10 @@ class Trainer:
                 seed = derive(member_seed(training.seed, self.stack.members[p]), "draw", self.steps[p])
                 self.posterior.draw(p, seed)
         own = [self.ranks.share(rows) for rows in batch.values()]
-        for part in self.engine.parts(own) if own[0] else ():
+        for part in self.engine.parts(own) if own[0] else ():  # none, where there are fewer rows than processes
             loss = self._loss(positions, part) / counts
             loss.sum().backward()  # members share no parameter, so each gets its own gradient
             total += loss.detach()
-        if not own[0]:  # fewer rows than processes
-            for parameter in (parameter for p in positions for parameter in self.stack.parameters(p)):
-                parameter.grad = torch.zeros_like(parameter)
         if self.posterior:
             for p in positions:
                 self.posterior.gradients(p)
@@ -327,8 +329,7 @@ class Trainer:
             for penalty in penalties.values():
                 penalty.backward()
         terms = self.repulsion.gradients(drive, positions) if self.repulsion and drive else {}
-        gradients = [parameter.grad for p in positions for parameter in self._parameters(p)]
-        self.ranks.sum([*(gradient for gradient in gradients if gradient is not None), total])
+        self.ranks.sum_gradients([parameter for p in positions for parameter in self._parameters(p)], total)
         values = dict(zip(positions, total.tolist(), strict=True))
         for p in positions:
             if p in penalties:

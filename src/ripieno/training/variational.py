@@ -80,8 +80,8 @@ class Posterior:
         for name, layer in self.stack.layers.items():
             del layer.shift[position]
             root, of_A = self.roots[position][name], layer.A[position].grad
-            assert of_A is not None
-            root.grad = 2 * root * drawn[name] * of_A
+            if of_A is not None:  # else no row came to the layer
+                root.grad = 2 * root * drawn[name] * of_A
 
     @torch.no_grad()
     def diverge_less(self, position: int, rate: float) -> None:
