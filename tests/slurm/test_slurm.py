@@ -139,26 +139,38 @@ def test_a_task_that_is_queued_again_goes_on(cluster: Cluster, long: Long, tmp_p
 
 
 def test_a_task_whose_time_is_out_goes_on(cluster: Cluster, long: Long, tmp_path: Path) -> None:
-    """Slurm finds a minute to be nearly out at once; from the second start on there is time enough."""
+    """Slurm finds a minute to be nearly out at once, before the first step perhaps; then there is time enough."""
     run = tmp_path / "run"
     minute = ONE_CORE.model_copy(update={"slurm": Slurm(time="00:01:00")})
     job = slurm.submit("train", [train(long.config, run, "0")], minute, run)
-    until(lambda: cluster.task(f"{job}_0") == Task("PENDING", 1), "its time to be out", cluster.folder)
-    taken = long.steps_of(run)
-    assert taken == long.saved(run) < long.steps
+    until(
+        lambda: long.steps_of(run) and cluster.task(f"{job}_0").state == "PENDING", "its time to be out", cluster.folder
+    )
+    stopped = cluster.task(f"{job}_0")
+    assert long.steps_of(run) == long.saved(run) < long.steps
     subprocess.run(["scontrol", "update", f"JobId={job}", "TimeLimit=30"], check=True)
-    assert cluster.ended(job, 1) == [Task("COMPLETED", 1)], log(run, job, 0)
-    assert log(run, job, 0).count("terminated; the same command goes on from what is saved") == 1
+    assert cluster.ended(job, 1) == [Task("COMPLETED", stopped.restarts)], log(run, job, 0)
+    assert "terminated; the same command goes on from what is saved" in log(run, job, 0)
     long.is_same(run)
 
 
-def test_a_job_that_a_person_stops_stays_stopped(cluster: Cluster, long: Long, tmp_path: Path) -> None:
+def test_a_job_gives_way_to_another_one_and_stays_stopped_where_a_person_stops_it(
+    cluster: Cluster, long: Long, tmp_path: Path
+) -> None:
+    """Its state is saved both times, though Slurm sends SIGTERM twice when another job takes over."""
     run = tmp_path / "run"
     job = slurm.submit("train", [train(long.config, run, "0")], ONE_CORE, run)
-    until(lambda: long.steps_of(run) > STEPS + 1, "the training to be on its way", cluster.folder)
+    until(lambda: long.steps_of(run) > STEPS, "the training to be on its way", cluster.folder)
+    taken = long.steps_of(run)
+    both = Launch(on="slurm", cpus=2, gpus=0, slurm=Slurm(partition="urgent"))
+    other = slurm.submit("urgent", [["--help"]], both, tmp_path)
+    assert cluster.ended(other, 1) == [Task("COMPLETED", 0)]
+    assert taken <= long.saved(run) < long.steps
+    before = long.steps_of(run)
+    until(lambda: long.steps_of(run) > before, "the training to go on", cluster.folder)
     taken = long.steps_of(run)
     subprocess.run(["scancel", job], check=True)
-    assert cluster.ended(job, 1) == [Task("CANCELLED", 0)]
+    assert cluster.ended(job, 1) == [Task("CANCELLED", 1)]
     assert taken <= long.saved(run) < long.steps
 
 
