@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import socket
 import subprocess
 import time
@@ -118,6 +119,8 @@ def started(folder: Path) -> Iterator[Cluster]:
         "OMP_NUM_THREADS": "1",
     }
     with pytest.MonkeyPatch.context() as patch, ExitStack() as running:
+        # A terminated session ends as an interrupted one does: what runs here is stopped.
+        running.callback(signal.signal, signal.SIGTERM, signal.signal(signal.SIGTERM, signal.default_int_handler))
         for name, value in environment.items():
             patch.setenv(name, value)
         daemons = {

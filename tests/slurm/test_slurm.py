@@ -6,6 +6,7 @@ import math
 import re
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,8 +24,7 @@ from ripieno.runs import RunFolder
 ONE_CORE = Launch(on="slurm", workers=2, cpus=1, gpus=0)
 # So that no machine decides how the sums are ordered.
 COMPUTE = {"threads": 1, "batch_tokens": 256, "members_per_pass": 2}
-# Seconds of training. Slurm looks every 30 whether a job's time is nearly out, and one of a minute is always so near.
-LONG = 32.0
+LONG = 40.0  # seconds of training: Slurm looks every 30 whether a job's time is nearly out
 STEPS = 50  # an epoch; the state is saved at its end, and where the training is stopped
 
 
@@ -139,17 +139,20 @@ def test_a_task_that_is_queued_again_goes_on(cluster: Cluster, long: Long, tmp_p
 
 
 def test_a_task_whose_time_is_out_goes_on(cluster: Cluster, long: Long, tmp_path: Path) -> None:
-    """Slurm finds a minute to be nearly out at once, before the first step perhaps; then there is time enough."""
-    run = tmp_path / "run"
-    minute = ONE_CORE.model_copy(update={"slurm": Slurm(time="00:01:00")})
-    job = slurm.submit("train", [train(long.config, run, "0")], minute, run)
-    until(
-        lambda: long.steps_of(run) and cluster.task(f"{job}_0").state == "PENDING", "its time to be out", cluster.folder
-    )
-    stopped = cluster.task(f"{job}_0")
-    assert long.steps_of(run) == long.saved(run) < long.steps
-    subprocess.run(["scontrol", "update", f"JobId={job}", "TimeLimit=30"], check=True)
-    assert cluster.ended(job, 1) == [Task("COMPLETED", stopped.restarts)], log(run, job, 0)
+    """Its time is cut to what makes Slurm's next look at the clock warn it, and lengthened again before it goes on."""
+    run, submitted = tmp_path / "run", time.monotonic()
+    hour = ONE_CORE.model_copy(update={"slurm": Slurm(time="01:00:00")})
+    job = slurm.submit("train", [train(long.config, run, "0")], hour, run)
+
+    def give(minutes: int) -> None:
+        subprocess.run(["scontrol", "update", f"JobId={job}", f"TimeLimit={minutes}"], check=True)
+
+    until(lambda: long.steps_of(run), "the training to begin", cluster.folder)
+    give(math.ceil((time.monotonic() - submitted) / 60) + 1)  # 60 to 120 seconds from now on
+    until(lambda: cluster.task(f"{job}_0") == Task("PENDING", 1), "its time to be out", cluster.folder)
+    assert 0 < long.steps_of(run) == long.saved(run) < long.steps
+    give(60)
+    assert cluster.ended(job, 1) == [Task("COMPLETED", 1)], log(run, job, 0)
     assert "terminated; the same command goes on from what is saved" in log(run, job, 0)
     long.is_same(run)
 
