@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import socket
 import subprocess
 import time
@@ -19,8 +20,9 @@ ROOT = Path(__file__).resolve().parents[2]
 PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "scontrol", "squeue", "scancel", "sinfo", "srun", "setpriv")
 WAIT = 300.0  # seconds; every job of these tests takes less
 
-# One node of two cores that counts neither memory nor cgroups, and short times: a task that is queued again waits for
-# its old credential to expire (120 s by default), and is then found by the next look at the queue (60 s).
+# One node of two cores, of which neither memory nor cgroups are counted; jobs of `urgent` take it over. Short times: a
+# task that is queued again waits for its old credential to expire (120 s by default), and then for the next look at the
+# queue (60 s).
 CONFIG = """
 ClusterName=test
 SlurmctldHost={host}(127.0.0.1)
@@ -48,7 +50,10 @@ KillWait=20
 ReturnToService=2
 SlurmdParameters=config_overrides
 NodeName=node NodeHostname={host} NodeAddr=127.0.0.1 CPUs=2 RealMemory=1000
-PartitionName=main Nodes=ALL Default=YES MaxTime=INFINITE State=UP
+PreemptType=preempt/partition_prio
+PreemptMode=REQUEUE
+PartitionName=main Nodes=ALL Default=YES MaxTime=INFINITE State=UP PriorityTier=1
+PartitionName=urgent Nodes=ALL MaxTime=INFINITE State=UP PriorityTier=2 PreemptMode=OFF
 """
 
 
@@ -114,6 +119,8 @@ def started(folder: Path) -> Iterator[Cluster]:
         "OMP_NUM_THREADS": "1",
     }
     with pytest.MonkeyPatch.context() as patch, ExitStack() as running:
+        # A terminated session ends as an interrupted one does: what runs here is stopped.
+        running.callback(signal.signal, signal.SIGTERM, signal.signal(signal.SIGTERM, signal.default_int_handler))
         for name, value in environment.items():
             patch.setenv(name, value)
         daemons = {

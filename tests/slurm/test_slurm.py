@@ -6,6 +6,7 @@ import math
 import re
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,8 +24,7 @@ from ripieno.runs import RunFolder
 ONE_CORE = Launch(on="slurm", workers=2, cpus=1, gpus=0)
 # So that no machine decides how the sums are ordered.
 COMPUTE = {"threads": 1, "batch_tokens": 256, "members_per_pass": 2}
-# Seconds of training. Slurm looks every 30 whether a job's time is nearly out, and one of a minute is always so near.
-LONG = 32.0
+LONG = 40.0  # seconds of training: Slurm looks every 30 whether a job's time is nearly out
 STEPS = 50  # an epoch; the state is saved at its end, and where the training is stopped
 
 
@@ -139,26 +139,41 @@ def test_a_task_that_is_queued_again_goes_on(cluster: Cluster, long: Long, tmp_p
 
 
 def test_a_task_whose_time_is_out_goes_on(cluster: Cluster, long: Long, tmp_path: Path) -> None:
-    """Slurm finds a minute to be nearly out at once; from the second start on there is time enough."""
-    run = tmp_path / "run"
-    minute = ONE_CORE.model_copy(update={"slurm": Slurm(time="00:01:00")})
-    job = slurm.submit("train", [train(long.config, run, "0")], minute, run)
+    """Its time is cut to what makes Slurm's next look at the clock warn it, and lengthened again before it goes on."""
+    run, submitted = tmp_path / "run", time.monotonic()
+    hour = ONE_CORE.model_copy(update={"slurm": Slurm(time="01:00:00")})
+    job = slurm.submit("train", [train(long.config, run, "0")], hour, run)
+
+    def give(minutes: int) -> None:
+        subprocess.run(["scontrol", "update", f"JobId={job}", f"TimeLimit={minutes}"], check=True)
+
+    until(lambda: long.steps_of(run), "the training to begin", cluster.folder)
+    give(math.ceil((time.monotonic() - submitted) / 60) + 1)  # 60 to 120 seconds from now on
     until(lambda: cluster.task(f"{job}_0") == Task("PENDING", 1), "its time to be out", cluster.folder)
-    taken = long.steps_of(run)
-    assert taken == long.saved(run) < long.steps
-    subprocess.run(["scontrol", "update", f"JobId={job}", "TimeLimit=30"], check=True)
+    assert 0 < long.steps_of(run) == long.saved(run) < long.steps
+    give(60)
     assert cluster.ended(job, 1) == [Task("COMPLETED", 1)], log(run, job, 0)
-    assert log(run, job, 0).count("terminated; the same command goes on from what is saved") == 1
+    assert "terminated; the same command goes on from what is saved" in log(run, job, 0)
     long.is_same(run)
 
 
-def test_a_job_that_a_person_stops_stays_stopped(cluster: Cluster, long: Long, tmp_path: Path) -> None:
+def test_a_job_gives_way_to_another_one_and_stays_stopped_where_a_person_stops_it(
+    cluster: Cluster, long: Long, tmp_path: Path
+) -> None:
+    """Its state is saved both times, though Slurm sends SIGTERM twice when another job takes over."""
     run = tmp_path / "run"
     job = slurm.submit("train", [train(long.config, run, "0")], ONE_CORE, run)
-    until(lambda: long.steps_of(run) > STEPS + 1, "the training to be on its way", cluster.folder)
+    until(lambda: long.steps_of(run) > STEPS, "the training to be on its way", cluster.folder)
+    taken = long.steps_of(run)
+    both = Launch(on="slurm", cpus=2, gpus=0, slurm=Slurm(partition="urgent"))
+    other = slurm.submit("urgent", [["--help"]], both, tmp_path)
+    assert cluster.ended(other, 1) == [Task("COMPLETED", 0)]
+    assert taken <= long.saved(run) < long.steps
+    before = long.steps_of(run)
+    until(lambda: long.steps_of(run) > before, "the training to go on", cluster.folder)
     taken = long.steps_of(run)
     subprocess.run(["scancel", job], check=True)
-    assert cluster.ended(job, 1) == [Task("CANCELLED", 0)]
+    assert cluster.ended(job, 1) == [Task("CANCELLED", 1)]
     assert taken <= long.saved(run) < long.steps
 
 
