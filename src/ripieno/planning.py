@@ -163,7 +163,8 @@ def plan(
             "validation": M * E * asking.seconds(engine, validation),
             "saving": M * E * saves * trained.saving,
         },
-        max(of_loading.bytes, trained.peak_bytes),
+        # Members are validated with their moments at hand.
+        max(of_loading.bytes, trained.peak_bytes, asking.peak_bytes + M * trained.state_bytes * 2 // 3),
     )
     evaluation = Stage(
         {
