@@ -288,7 +288,7 @@ def _rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
             where = f"{path}, line {number}"
             if names := metrics_in(row):
                 raise UserError(
-                    f"{path}: holds metrics ({', '.join(names)}), and no predictions to measure; BayesAdapt saves "
+                    f"{path}: holds metrics ({short(', '.join(names))}), and no predictions to measure; BayesAdapt saves "
                     "those beside it, as test_logits_seed*.pt"
                 )
             if not isinstance(row, dict):
@@ -403,7 +403,7 @@ def _kind(found: Iterable[str], where: str) -> str:
     if not kinds:
         raise UserError(
             f"{where}: has neither `probs` nor `logits` (log-probabilities are logits too); "
-            f"it has {', '.join(names) or 'nothing'}; call one of them so"
+            f"it has {short(', '.join(names)) or 'nothing'}; call one of them so"
         )
     return kinds[0]
 

@@ -240,7 +240,7 @@ def _question(row: Row, where: str) -> Question:
     question = _required(row, "question", where)
     choices = row.get("choices")
     if choices is None:
-        raise UserError(f"{where}: has no `choices`; give 2 or more (columns: {', '.join(row) or 'none'})")
+        raise UserError(f"{where}: has no `choices`; give 2 or more (columns: {short(', '.join(row)) or 'none'})")
     if not isinstance(choices, list) or not all(isinstance(choice, str) for choice in choices):
         example = '["yes", "no"]'
         raise UserError(f"{where}: `choices` must be a list of texts, such as {example} (in csv: as JSON in one cell)")
