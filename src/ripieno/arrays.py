@@ -288,8 +288,8 @@ def _rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
             where = f"{path}, line {number}"
             if names := metrics_in(row):
                 raise UserError(
-                    f"{path}: holds metrics ({short(', '.join(names))}), and no predictions to measure; BayesAdapt saves "
-                    "those beside it, as test_logits_seed*.pt"
+                    f"{path}: holds metrics ({short(', '.join(names))}), and no predictions to measure; BayesAdapt "
+                    "saves those beside it, as test_logits_seed*.pt"
                 )
             if not isinstance(row, dict):
                 raise UserError(f"{where}: not a JSON object; write one {{...}} a line")

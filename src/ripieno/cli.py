@@ -751,6 +751,9 @@ class _Terminated(BaseException):
 
 
 def _terminated(*_: Any) -> None:
+    signal.signal(
+        signal.SIGTERM, signal.SIG_IGN
+    )  # a second one, as Slurm sends, must not cut short what the first began
     raise _Terminated
 
 

@@ -233,7 +233,7 @@ class RunFolder:
                     record = json.loads(line)
                 except (ValueError, RecursionError):
                     continue
-                if _is_record(record):
+                if is_record(record):
                     found[record["path"]] = record
             _known[path] = now, {name: record for name, record in found.items() if record["sha256"] is not None}
         return _known[path][1]
@@ -509,7 +509,7 @@ def _sealed(content: bytes) -> dict[str, Any]:
     return {"sha256": hashlib.sha256(content).hexdigest(), "bytes": len(content)}
 
 
-def _is_record(record: object) -> bool:
+def is_record(record: object) -> bool:
     """Whether a line of checksums.jsonl is one that `RunFolder` writes, of a file in the folder."""
     if not isinstance(record, dict) or not isinstance(record.get("path"), str) or not _is_sum(record):
         return False

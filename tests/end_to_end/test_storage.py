@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -111,6 +112,15 @@ def test_a_damaged_file_is_not_used(tmp_path: Path) -> None:
     with pytest.raises(EnvironmentFault, match=r"objects/\w+: missing or damaged"):
         there.pull(RunFolder(tmp_path / "b"), "one")
     assert not (tmp_path / "b/report").exists()
+
+
+def test_a_record_leads_nowhere_else(tmp_path: Path) -> None:
+    there, content = Storage(URL), b"content"
+    record = {"path": "../outside.txt", "sha256": there.put(content)}
+    there._write("records/one.jsonl", json.dumps(record).encode())
+    with pytest.raises(EnvironmentFault, match=r"records/one\.jsonl: damaged"):
+        there.pull(RunFolder(tmp_path / "run"), "one")
+    assert not (tmp_path / "outside.txt").exists()
 
 
 def test_an_unknown_file_system_is_said() -> None:

@@ -21,7 +21,7 @@ from ripieno import config as configs
 from ripieno import live
 from ripieno.config import Config
 from ripieno.errors import EnvironmentFault
-from ripieno.runs import LOGGED, RunFolder, of_answers
+from ripieno.runs import LOGGED, RunFolder, is_record, of_answers
 from ripieno.training.loop import in_order
 
 EVERY = 30.0  # seconds between two copies of what a worker has made
@@ -102,7 +102,10 @@ class Storage:
         path = f"{self._root}/records/{name}.jsonl"
         if not self._fs.exists(path):
             return []
-        return [json.loads(line) for line in self._fs.cat_file(path).splitlines()]
+        found = [json.loads(line) for line in self._fs.cat_file(path).splitlines()]
+        if not all(map(is_record, found)):  # whose paths lie in the run's folder, and nowhere else
+            raise EnvironmentFault(f"{self.url}/records/{name}.jsonl: damaged; remove the folder and start again")
+        return found
 
     def lines(self, log: str, name: str) -> list[dict[str, Any]]:
         """Return the lines of a log that somebody has."""
