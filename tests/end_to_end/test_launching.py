@@ -88,7 +88,7 @@ def test_a_share_that_is_held_and_one_that_does_not_exist(alone: tuple[Path, Pat
     assert one_line(ripieno("evaluate", run, "--share", "two"), 2).endswith("give one of so many, such as 2/8")
     with RunFolder(run).lock(share=(1, 2)):
         assert works("evaluate", run, "--share", "2/2")
-        assert "answers 1 of 2: held by process" in works("status", run)
+        assert "answers 1 of 2, held by process" in works("status", run)
 
 
 def test_a_made_file_is_whole_or_absent(tmp_path: Path) -> None:

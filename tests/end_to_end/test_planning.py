@@ -51,13 +51,14 @@ def test_what_is_scaled_by_is_what_the_job_reads(experiment: Experiment, tmp_pat
     """At a second a token, the seconds of a plan are the tokens that the run's timing.jsonl has."""
     arguments = ("--set", "training.bagging=false", "--set", "training.shuffle_choices=false")
     works("train", experiment.config, "--run", tmp_path / "run", *arguments)
+    works("evaluate", tmp_path / "run")
     with pytest.MonkeyPatch.context() as patch:
         train, ask = planning._train, planning._ask
         patch.setattr(Meter, "count", lambda _, tokens, scored: float(tokens))
         patch.setattr(planning, "_train", lambda *given: replace(train(*given), rate=1.0, saving=0.0))
         patch.setattr(planning, "_ask", lambda *given: replace(ask(*given), rate=1.0, merging=0.0))
         found = planned(experiment.config, *arguments)
-    evaluated = [x for x in RunFolder(experiment.path).lines("timing.jsonl") if x["what"] == "evaluate"]
+    evaluated = [x for x in RunFolder(tmp_path / "run").lines("timing.jsonl") if x["what"] == "evaluate"]
     assert found["evaluation"]["seconds"]["asking"] == sum(line["tokens"] for line in evaluated)
     trained = [x for x in RunFolder(tmp_path / "run").lines("timing.jsonl") if x["what"] == "train"]
     # Each of three members looks at its shortest question at the end of each of two epochs, forwards alone.
