@@ -32,10 +32,10 @@ def alone(base: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, P
     folder = tmp_path_factory.mktemp("alone")
     data = {
         "train": [write_rows(folder / "train.jsonl", rows(24, 1))],
-        "test": [write_rows(folder / "test.jsonl", rows(60, 2))],
+        "test": [write_rows(folder / "test.jsonl", rows(24, 2))],
     }
     file = write_config(
-        folder, base, data, training={"epochs": 4, "save_every": 1}, launch={"on": "ray", "workers": 2, "questions": 2}
+        folder, base, data, training={"epochs": 2, "save_every": 1}, launch={"on": "ray", "workers": 2, "questions": 2}
     )
     works("train", file, "--run", folder / "run", "--on", "local", "--workers", "1")
     works("evaluate", folder / "run", "--on", "local", "--workers", "1")
