@@ -120,7 +120,8 @@ def train(
     experiment_config = configs.load(config, settings or [])
     chosen = None if members is None else _members(members)
     path = run or Path("runs") / experiment_config.name
-    if launcher := _launcher(experiment_config, path, on, workers, here=members is not None or distributed.ranked()):
+    here = distributed.ranked() or (members is not None and not on and not workers)
+    if launcher := None if here else _launcher(experiment_config, path, on, workers):
         if fork is not None:
             raise UserError("--fork: copies a run, and then trains in this process; leave --on and --workers out")
         common = ["train", str(config), "--run", str(path), *_repeated("--set", settings), *_given(data_dir)]
@@ -257,11 +258,15 @@ def evaluate(
     folder = _asked(run)
     config = folder.config()
     of_share = None if share is None else _share(share)
-    launcher = None if method or rotations or tokens == "all" else _launcher(config, run, on, workers, here=bool(share))
-    if launcher is None and (dry_run or on not in (None, "local") or workers not in (None, 1)):
+    here = method or rotations or tokens == "all" or share
+    if here and (on or workers or dry_run):
         raise UserError(
-            "--on, --workers, --dry-run: go with the answers alone, not with --method, --rotations or tokens"
+            "--on, --workers, --dry-run: share out the answers of the ensemble; leave --share, --method, --rotations "
+            "and --tokens out"
         )
+    launcher = None if here else _launcher(config, run, on, workers)
+    if dry_run and not launcher:
+        raise UserError("--dry-run: prints the batch scripts of --on slurm")
     if launcher:
         flags = {"--fixed-letters": fixed_letters, "--unconditional": unconditional}
         common = ["evaluate", str(run), *_repeated("--dataset", dataset), *_given(data_dir)]
@@ -273,7 +278,7 @@ def evaluate(
         _launch(launcher, "evaluate", steps, dry_run, said)
         return
     if rotations:
-        others = (choices, store_top, method, draws, member, setting)
+        others = (choices, store_top, method, draws, member, setting, share)
         if tokens == "all" or fixed_letters or unconditional or any(other is not None for other in others):
             raise UserError(
                 "--rotations asks with every rotation of the choices; only --dataset and --epoch go with it"
@@ -283,7 +288,7 @@ def evaluate(
     if method is None and (draws is not None or member is not None or setting):
         raise UserError("--draws, --member and --setting: say of which --method")
     if tokens == "all":
-        if choices is not None or store_top or fixed_letters or unconditional or method:
+        if choices is not None or store_top or fixed_letters or unconditional or method or share:
             raise UserError(
                 "--tokens all reads questions with their right answers; only --dataset and --epoch go with it"
             )
@@ -803,13 +808,11 @@ def _share(text: str) -> tuple[int, int]:
     return int(share), int(of)
 
 
-def _launcher(config: Config, run: Path, on: str | None, workers: int | None, *, here: bool) -> Launcher | None:
-    """Return what shares the work out; None where this process does it alone: it has to (`here`), or nobody helps."""
+def _launcher(config: Config, run: Path, on: str | None, workers: int | None) -> Launcher | None:
+    """Return what shares the work out; None where this process does it alone."""
     from ripieno import launching
 
     changed = {key: value for key, value in {"on": on, "workers": workers}.items() if value is not None}
-    if here and not changed:
-        return None
     launch = config.launch.model_copy(update=changed)
     launcher = launching.launcher(launch, run, config.compute.device, do)
     return None if launch.on == "local" and launcher.workers == 1 else launcher

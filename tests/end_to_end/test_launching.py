@@ -86,6 +86,7 @@ def test_a_share_that_is_held_and_one_that_does_not_exist(alone: tuple[Path, Pat
     _, run = alone
     assert one_line(ripieno("evaluate", run, "--share", "4/3"), 2).endswith("give one of them, such as 1/3")
     assert one_line(ripieno("evaluate", run, "--share", "two"), 2).endswith("give one of so many, such as 2/8")
+    assert "share out the answers" in one_line(ripieno("evaluate", run, "--share", "1/2", "--workers", "2"), 2)
     with RunFolder(run).lock(share=(1, 2)):
         assert works("evaluate", run, "--share", "2/2")
         assert "answers 1 of 2, held by process" in works("status", run)
