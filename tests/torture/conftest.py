@@ -13,7 +13,7 @@ from families import save_tiny
 
 @pytest.fixture(scope="session")
 def undisturbed(base: Path, tmp_path_factory: pytest.TempPathFactory) -> Undisturbed:
-    """Dropout on, several parts a batch, a state after each step, members that stop at different times."""
+    """Dropout on, batches and a set in several parts, a state after each step, members that stop at different times."""
     folder = tmp_path_factory.mktemp("undisturbed")
     counts = {"train": 12, "validation": 4, "calibration": 4, "test": 6, "out_of_domain": 4}
     data = {
@@ -21,7 +21,13 @@ def undisturbed(base: Path, tmp_path_factory: pytest.TempPathFactory) -> Undistu
     }
     training = {"members": 2, "epochs": 2, "save_every": 1, "shuffle_choices": True}
     config = write_config(
-        folder, base, data, adapter={"dropout": 0.1}, training=training, compute={"batch_tokens": 64, "threads": 1}
+        folder,
+        base,
+        data,
+        adapter={"dropout": 0.1},
+        training=training,
+        compute={"batch_tokens": 64, "threads": 1},
+        launch={"questions": 4},
     )
     path, counted = folder / "run", folder / "changes"
     assert run((), folder / "said").code == 0  # torch is imported from now on
