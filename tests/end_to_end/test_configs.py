@@ -81,8 +81,7 @@ def test_config_runs(
     settings = [f"base.model={base}", "base.revision=null", "training.members=2", "training.epochs=1"]
     works("train", path, "--run", tmp_path, *data, *(part for setting in settings for part in ("--set", setting)))
     works("evaluate", tmp_path, *data)
-    works("report", tmp_path)
-    page = (tmp_path / "report" / "index.html").read_text(encoding="utf-8")
+    said = works("analyze", tmp_path)
     run = RunFolder(tmp_path)
     config = run.config()
     assert config.name == path.stem
@@ -93,6 +92,6 @@ def test_config_runs(
             assert 1 <= len(p.question_ids) <= FEW
             np.testing.assert_allclose(p.probs.sum(-1), 1, atol=1e-6)
             assert (p.letter_log_probs is not None) == config.evaluation.fixed_letters
-        assert f"{name.dataset}/{name.split}" in page
+        assert f"{name.dataset}/{name.split}" in said
     if config.data.calibration:
         assert "ensemble: T = " in works("calibrate", tmp_path, *data)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -10,8 +11,10 @@ import yaml
 from commands import files_of, one_line, ripieno, rows, works, write_config, write_rows
 
 from ripieno import runs
-from ripieno.config import parse
+from ripieno.config import Launch, parse
+from ripieno.errors import EnvironmentFault, UserError
 from ripieno.launching import evaluate_steps, groups, train_commands
+from ripieno.launching.local import Local
 from ripieno.runs import RunFolder
 
 
@@ -126,12 +129,12 @@ def test_groups_are_even_and_hold_each_member_once(count: int, workers: int) -> 
 
 def test_commands_are_ones_that_anybody_could_type() -> None:
     assert train_commands(["train", "a.yaml"], [0, 1, 2], 2) == [
-        ["train", "a.yaml", "--members", "0"],
-        ["train", "a.yaml", "--members", "1,2"],
+        ["train", "a.yaml", "--members", "0", "--quiet"],
+        ["train", "a.yaml", "--members", "1,2", "--quiet"],
     ]
     assert evaluate_steps(["evaluate", "run"], 2) == [
-        [["evaluate", "run", "--share", "1/2"], ["evaluate", "run", "--share", "2/2"]],
-        [["evaluate", "run", "--on", "local", "--workers", "1"]],
+        [["evaluate", "run", "--share", "1/2", "--quiet"], ["evaluate", "run", "--share", "2/2", "--quiet"]],
+        [["evaluate", "run", "--on", "local", "--workers", "1", "--quiet"]],
     ]
 
 
@@ -140,17 +143,41 @@ def test_two_processes_make_the_run_of_one(alone: tuple[Path, Path], tmp_path: P
     run = tmp_path / "run"
     said = works("train", file, "--run", run, "--workers", "2", "--set", "launch.cpus=1")
     assert said == f"Trained: {run}. Next: ripieno evaluate {run}\n"
-    assert works("evaluate", run, "--workers", "2").startswith(f"Predictions: {run / 'predictions'}")
-    assert made(run, *RESULTS) == made(whole, *RESULTS)
+    assert made(run, "members", "questions") == made(whole, "members") | {
+        name: content for name, content in made(whole, "questions").items() if name in made(run, "questions")
+    }
     assert (run / "metrics.jsonl").read_bytes() == (whole / "metrics.jsonl").read_bytes()
 
 
-def test_a_mistake_is_said_once_in_its_own_words(base: Path, tmp_path: Path) -> None:
-    file = config(tmp_path, base, adapter={"targets": ["nothing"]})
-    alone = one_line(ripieno("train", file, "--run", tmp_path / "a"), 2)
-    shared = one_line(ripieno("train", file, "--run", tmp_path / "a", "--workers", "2"), 2)
-    assert shared == alone
-    assert "nothing" in shared
+def test_a_mistake_is_said_once_in_its_own_words(tmp_path: Path) -> None:
+    missing = ["datasets", "check", str(tmp_path / "none.jsonl")]
+    [said] = ripieno(*missing).err.removeprefix("ripieno: ").splitlines()
+    with pytest.raises(UserError) as caught:
+        Local(Launch(workers=2), "cpu").run("check", [[missing, missing], [["demo"]]])
+    assert str(caught.value) == said
+
+
+def test_a_step_waits_for_the_one_before(tmp_path: Path) -> None:
+    """The second one finds what the first one wrote, and refuses to write over it."""
+    file = write_rows(tmp_path / "rows.jsonl", rows(160, 1))
+    init = ["init", file, "--output", str(tmp_path / "rows.yaml")]
+    with pytest.raises(UserError, match=r"rows\.yaml: is there already"):
+        Local(Launch(workers=2), "cpu").run("check", [[init], [init]])
+
+
+def test_a_killed_worker_is_started_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By a stand-in for Python that kills itself the first times it is started."""
+    python = tmp_path / "python"
+    python.write_text(f"#!/bin/sh\necho >> {tmp_path}/starts\n[ $(wc -l < {tmp_path}/starts) -gt 2 ] || kill -9 $$\n")
+    python.chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(python))
+    assert Local(Launch(workers=1, retries=2), "cpu").run("train", [[["train"]]]) == ""
+    assert len((tmp_path / "starts").read_text().splitlines()) == 3
+    (tmp_path / "starts").unlink()
+    with pytest.raises(
+        EnvironmentFault, match=r"`ripieno train` failed \(killed by signal 9\); the same command goes on"
+    ):
+        Local(Launch(workers=1, retries=1), "cpu").run("train", [[["train"]]])
 
 
 def test_launch_moves_no_result(base: Path, tmp_path: Path) -> None:

@@ -57,13 +57,13 @@ def launcher(launch: Launch, run: Path, device: str, do: Do) -> Launcher:
 
 def train_commands(common: Command, members: Sequence[int], workers: int) -> list[Command]:
     """Return the commands that train members: groups of neighbours, as even as can be."""
-    return [[*common, "--members", ",".join(map(str, group))] for group in groups(members, workers)]
+    return [[*common, "--members", ",".join(map(str, group)), "--quiet"] for group in groups(members, workers)]
 
 
 def evaluate_steps(common: Command, workers: int) -> list[list[Command]]:
     """Return the commands that answer questions, a share each, and then the one that puts the answers together."""
-    shares: list[Command] = [[*common, "--share", f"{share}/{workers}"] for share in range(1, workers + 1)]
-    return [shares, [[*common, "--on", "local", "--workers", "1"]]]
+    shares: list[Command] = [[*common, "--share", f"{share}/{workers}", "--quiet"] for share in range(1, workers + 1)]
+    return [shares, [[*common, "--on", "local", "--workers", "1", "--quiet"]]]
 
 
 def groups(members: Sequence[int], count: int) -> list[Sequence[int]]:

@@ -82,7 +82,7 @@ class _Process:
         self._start()
 
     def _start(self) -> None:
-        words = [sys.executable, "-m", "ripieno.cli", *self.command, "--quiet"]
+        words = [sys.executable, "-m", "ripieno.cli", *self.command]
         self._running = subprocess.Popen(
             words, env={**os.environ, **self.environment}, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
         )

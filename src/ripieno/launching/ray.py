@@ -92,7 +92,7 @@ class Ray:
         with contextlib.redirect_stdout(sys.stderr):  # where Ray says that a worker died
             if self.launch.storage is None:
                 for commands in steps:
-                    self._do([task.remote(self.do, [*words, "--quiet"], os.getcwd()) for words in commands], commands)
+                    self._do([task.remote(self.do, words, os.getcwd()) for words in commands], commands)
                 return ""
             shared = storage.Storage(self.launch.storage)
             packed = storage.parcels(shared, self.folder, steps)
