@@ -85,10 +85,11 @@ class RunFolder:
         return self.path / "parts" / below.parent / f"{below.stem}.{number:05d}-of-{of:05d}.parquet"
 
     def parts(self, predictions: Path) -> list[Path]:
-        """Return the files of parts that there are of a whole file."""
-        first = self._name(self.part(predictions, 0, 1)).partition(".00000-of-")[0]
-        pattern = re.compile(re.escape(first) + r"\.\d{5}-of-\d{5}\.parquet")
-        return [self.path / name for name in self.recorded() if pattern.fullmatch(name)]
+        """Return the files of parts that there are of a whole file, also those that a kill has left off record."""
+        first = self.part(predictions, 0, 1)
+        pattern = re.compile(re.escape(first.name.partition(".00000-of-")[0]) + r"\.\d{5}-of-\d{5}\.parquet")
+        there = {*first.parent.glob("*.parquet"), *(self.path / name for name in self.recorded())}
+        return sorted(file for file in there if file.parent == first.parent and pattern.fullmatch(file.name))
 
     def rotations(self, folder: str, file: str, method: str, epoch: int, rotation: int) -> Path:
         """File of one method's predictions of a data set asked under a rotation of its choices (0 is their order)."""

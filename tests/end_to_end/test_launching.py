@@ -79,7 +79,12 @@ def test_parts_that_are_there_are_not_answered_again(alone: tuple[Path, Path], m
     file.unlink()
     monkeypatch.setattr(evaluation, "_answer", noted)
     assert ripieno("evaluate", run).code == 130
+    part = next((run / "parts").rglob("*.parquet"))
     assert ripieno("evaluate", run).code == 0
+    part.write_bytes(b"as a kill leaves it between its record and itself")
+    assert ripieno("status", run, "--verify").code == 1
+    works("evaluate", run)
+    assert works("status", run, "--verify")
     assert answered == [3, 3, 3, 3, 2]
     assert file.read_bytes() == content
     assert made(run, *RESULTS) == before
