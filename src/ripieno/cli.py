@@ -120,8 +120,8 @@ def train(
     experiment_config = configs.load(config, settings or [])
     chosen = None if members is None else _members(members)
     path = run or Path("runs") / experiment_config.name
-    here = distributed.ranked() or (members is not None and not on and not workers)
-    if launcher := None if here else _launcher(experiment_config, path, on, workers):
+    here = distributed.ranked() or (members is not None and not on and not workers and not dry_run)
+    if launcher := None if here else _launcher(experiment_config, path, on, workers, dry_run):
         if fork is not None:
             raise UserError("--fork: copies a run, and then trains in this process; leave --on and --workers out")
         common = ["train", str(config), "--run", str(path), *_repeated("--set", settings), *_given(data_dir)]
@@ -129,8 +129,6 @@ def train(
         commands = launching.train_commands(common, every, launcher.workers)
         _launch(launcher, "train", [commands], dry_run, f"Trained: {path}. Next: ripieno evaluate {path}")
         return
-    if dry_run:
-        raise UserError("--dry-run: prints the batch scripts of --on slurm")
     quiet = quiet or not distributed.leads()
     with _progress(experiment_config, data_dir, quiet, members=chosen) as progress:
         folder = experiment.train(
@@ -264,13 +262,10 @@ def evaluate(
             "--on, --workers, --dry-run: share out the answers of the ensemble; leave --share, --method, --rotations "
             "and --tokens out"
         )
-    launcher = None if here else _launcher(config, run, on, workers)
-    if dry_run and not launcher:
-        raise UserError("--dry-run: prints the batch scripts of --on slurm")
-    if launcher:
+    if launcher := None if here else _launcher(config, run, on, workers, dry_run):
         flags = {"--fixed-letters": fixed_letters, "--unconditional": unconditional}
         common = ["evaluate", str(run), *_repeated("--dataset", dataset), *_given(data_dir)]
-        common += [word for flag, given in flags.items() if given for word in [flag]]
+        common += [flag for flag, given in flags.items() if given]
         valued = {"--epoch": epoch, "--store-top": store_top, "--choices": choices}
         common += [word for option, given in valued.items() if given is not None for word in (option, str(given))]
         steps = launching.evaluate_steps(common, launcher.workers)
@@ -808,12 +803,14 @@ def _share(text: str) -> tuple[int, int]:
     return int(share), int(of)
 
 
-def _launcher(config: Config, run: Path, on: str | None, workers: int | None) -> Launcher | None:
+def _launcher(config: Config, run: Path, on: str | None, workers: int | None, dry_run: bool) -> Launcher | None:
     """Return what shares the work out; None where this process does it alone."""
     from ripieno import launching
 
     changed = {key: value for key, value in {"on": on, "workers": workers}.items() if value is not None}
     launch = config.launch.model_copy(update=changed)
+    if dry_run and launch.on != "slurm":
+        raise UserError("--dry-run: prints the batch scripts of --on slurm")
     launcher = launching.launcher(launch, run, config.compute.device, do)
     return None if launch.on == "local" and launcher.workers == 1 else launcher
 
@@ -821,10 +818,7 @@ def _launcher(config: Config, run: Path, on: str | None, workers: int | None) ->
 def _launch(launcher: Launcher, name: str, steps: Sequence[Sequence[Sequence[str]]], dry_run: bool, done: str) -> None:
     from ripieno.launching.slurm import Slurm
 
-    if dry_run and not isinstance(launcher, Slurm):
-        raise UserError("--dry-run: prints the batch scripts of --on slurm")
-    if dry_run:
-        assert isinstance(launcher, Slurm)
+    if dry_run and isinstance(launcher, Slurm):
         for text in launcher.scripts(name, steps):
             typer.echo(text)
         return

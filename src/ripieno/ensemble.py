@@ -31,6 +31,7 @@ from ripieno.runs import RunFolder, members_at
 
 # Tokens of a pass from which on more of them make no token cheaper.
 FULL_CPU_TOKENS, FULL_GPU_TOKENS = 128, 2048
+NO_QUESTIONS = "there are no questions to answer (all of them were too long, or the file holds none)"
 
 
 @dataclass
@@ -208,7 +209,7 @@ class Ensemble:
             dropout_seeds: of each position's dropout masks; None: nothing is dropped.
         """
         if not asked.questions:
-            raise UserError("there are no questions to answer (all of them were too long, or the file holds none)")
+            raise UserError(NO_QUESTIONS)
         full = FULL_CPU_TOKENS if self.engine.backbone.device.type == "cpu" else FULL_GPU_TOKENS
         # Questions enough fill the passes of one member, and its update can be merged; fewer are asked of several.
         per_pass = 1 if sum(tree.read for tree in asked.trees) >= full else self.members_per_pass

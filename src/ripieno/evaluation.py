@@ -5,7 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from functools import cache, cached_property
 from pathlib import Path
@@ -23,15 +24,15 @@ from ripieno.data.matching import Matched, match_questions
 from ripieno.data.prompts import TEMPLATES
 from ripieno.data.question import Question
 from ripieno.data.splits import DatasetName
-from ripieno.ensemble import Ensemble, assemble, load_base
+from ripieno.ensemble import NO_QUESTIONS, Ensemble, assemble, load_base
 from ripieno.errors import UserError
 from ripieno.methods import Fitted, Method
 from ripieno.methods.trained import Trained
 from ripieno.model.prediction import noise_floor
 from ripieno.model.speed import Timer
 from ripieno.parquet import join, to_parquet
-from ripieno.predictions import Predictions
-from ripieno.progress import Progress
+from ripieno.predictions import Predictions, unanswered
+from ripieno.progress import Progress, unwatched
 from ripieno.prompt_features import make_features, of_analysis
 from ripieno.runs import BASE, METHOD, RunFolder, adapter_epochs, of_answers, require_adapter, sha256_of
 
@@ -180,8 +181,7 @@ def evaluate(
         config = config.model_copy(update={"evaluation": config.evaluation.model_copy(update={"unconditional": False})})
     if share is not None and not 1 <= share[0] <= share[1]:
         raise UserError(f"--share {share[0]}/{share[1]}: give one of them, such as 1/{max(share[1], 1)}")
-    name = of_answers(share)
-    with run.lock(share=share), live.noting(run, [name]) as pace:
+    with run.lock(share=share):
         jobs = _jobs(run, config, datasets, epochs, choices, sampling)
         sets = {job.name: questions_of(run, config, job.name, data_dir) for job in jobs}
         if not datasets and choices is None:
@@ -197,25 +197,25 @@ def evaluate(
         answered: tuple[Job, Sequence[Question]] | None = None
         parts = [part for job in jobs for part in _parts(run, config, job, asked[job.name, job.choices])]
         own = parts if share is None else _of_share(parts, *share)
-        progress.watch = _noted(run, name, pace, sum(part.answers for part in own))
-        for part in own:
-            job = part.job
-            if part.there(run):
-                progress.advance(part.answers)
-                continue
-            of_job = replace(ensemble(), evaluation=part.evaluation)
-            trained = None
-            if sampling is not None:
-                trained = Trained(run, config, of_job, [sampling.member], job.epoch, progress)
-                if job.epoch not in fitted:
-                    fitted[job.epoch] = fit(sampling, trained)
-            p = _answer(run, of_job, job, part.questions, progress, trained, fitted.get(job.epoch, {}))
-            p = replace(p, metadata={**part.about, **p.metadata})
-            if part.file == job.file:
-                keep_questions(run, job.name, sets[job.name])
-            run.write(part.file, to_parquet(p))
-            if job.members and not job.sampling:
-                answered = job, part.questions
+        with _noted(run, of_answers(share), progress, sum(part.answers for part in own)):
+            for part in own:
+                job = part.job
+                if part.there(run):
+                    progress.advance(part.answers)
+                    continue
+                of_job = replace(ensemble(), evaluation=part.evaluation)
+                trained = None
+                if sampling is not None:
+                    trained = Trained(run, config, of_job, [sampling.member], job.epoch, progress)
+                    if job.epoch not in fitted:
+                        fitted[job.epoch] = fit(sampling, trained)
+                p = _answer(run, of_job, part, progress, trained, fitted.get(job.epoch, {}))
+                p = replace(p, metadata={**part.about, **p.metadata})
+                if part.file == job.file:
+                    keep_questions(run, job.name, sets[job.name])
+                run.write(part.file, to_parquet(p))
+                if job.members and not job.sampling and p.question_ids:
+                    answered = job, part.questions
         if share is not None:
             return []
         for job in jobs:
@@ -228,17 +228,23 @@ def evaluate(
     return [job.file for job in jobs]
 
 
-def _noted(run: RunFolder, name: str, pace: live.Pace, total: int) -> Callable[[int], None]:
-    """Return what is to be told of answers as they come, and notes now and then how far they are."""
+@contextmanager
+def _noted(run: RunFolder, name: str, progress: Progress, total: int) -> Iterator[None]:
+    """Note now and then how far the answers are, of which there will be so many, as long as the block lasts."""
     done = 0
+    with live.noting(run, [name]) as pace:
 
-    def more(answers: int) -> None:
-        nonlocal done
-        done += answers
-        if pace.due(answers):
-            live.note(run, name, done=min(done, total), total=total, per_second=pace.per_second)
+        def more(answers: int) -> None:
+            nonlocal done
+            done += answers
+            if pace.due(answers):
+                live.note(run, name, done=done, total=total, per_second=pace.per_second)
 
-    return more
+        progress.watch = more
+        try:
+            yield
+        finally:
+            progress.watch = unwatched
 
 
 def _check_sampling(run: RunFolder, config: Config, sampling: Sampling, epochs: Sequence[int] | None) -> Sequence[int]:
@@ -363,7 +369,7 @@ def _parts(run: RunFolder, config: Config, job: Job, matched: Matched) -> list[P
     whole = Part(job, matched.questions, job.file, evaluation, {**about, "inputs": inputs})
     size = config.launch.questions
     count = math.ceil(len(whole.questions) / size)
-    if count == 1 or job.sampling or whole.there(run):
+    if count <= 1 or job.sampling or stored == about["extras"]:
         return [whole]
     return [
         replace(
@@ -385,6 +391,8 @@ def _put_together(run: RunFolder, job: Job, parts: Sequence[Part]) -> None:
     """Make a job's file of those of its parts, a part at a time in memory, and remove them, others of before too."""
     files = [part.file for part in parts]
     if files != [job.file]:
+        if not any(pq.read_metadata(file).num_rows for file in files):
+            raise UserError(NO_QUESTIONS)
         run.make(job.file, lambda file: join(files, {"inputs": parts[0].about["inputs"].partition("-")[0]}, file))
     for file in run.parts(job.file):
         run.remove(file)
@@ -419,18 +427,20 @@ def fit(sampling: Sampling, trained: Trained) -> Fitted:
 def _answer(
     run: RunFolder,
     ensemble: Ensemble,
-    job: Job,
-    questions: Sequence[Question],
+    part: Part,
     progress: Progress,
     trained: Trained | None,
     fitted: Fitted,
 ) -> Predictions:
+    job, questions = part.job, part.questions
     progress.describe(f"asking {job.name.written}, " + (f"epoch {job.epoch}" if job.epoch else "the base"))
     timer = Timer(ensemble.engine.meter)
     asked = ensemble.encode(questions, bare=ensemble.evaluation.unconditional)
     if job.sampling:
         assert trained is not None
         p = job.sampling.way.answer(trained, fitted, asked, job.sampling.draws)
+    elif not asked.questions and part.file != job.file:  # all of this part were too long; others may not be
+        p = unanswered(list(job.members) or [0])
     else:
         for member, at in job.members.items():
             ensemble.stack.load_peft(member, run.adapter(member, at))

@@ -77,8 +77,10 @@ def join(parts: Sequence[Path], changed: Mapping[str, Any], file: BinaryIO) -> N
         file: where to.
     """
     headers = [json.loads(pq.read_schema(part).metadata[b"ripieno"]) for part in parts]
-    too_long = [question for header in headers for question in header["too_long"]]
-    schema = SCHEMA.with_metadata(_metadata({**headers[0], "too_long": too_long, **changed}))
+    about = {**headers[0], "too_long": [question for header in headers for question in header["too_long"]], **changed}
+    if not all("labels" in header for header in headers):  # of one part's questions alone
+        about.pop("labels", None)
+    schema = SCHEMA.with_metadata(_metadata(about))
     with pq.ParquetWriter(file, schema, compression="zstd") as writer:
         for part in parts:
             writer.write_table(pq.read_table(part).replace_schema_metadata(schema.metadata))

@@ -102,6 +102,14 @@ class Predictions:
         )
 
 
+def unanswered(members: Sequence[int]) -> Predictions:
+    """Return what members say to no question at all."""
+    M = len(members)
+    return Predictions(
+        np.zeros((M, 0, 1)), np.zeros((0, 1), dtype=np.bool_), (), np.zeros(0, dtype=np.int64), tuple(members)
+    )
+
+
 def without_gaps(p: Predictions) -> Predictions:
     """Return the same predictions, each question's own choices before the absent ones, in their order.
 

@@ -14,6 +14,10 @@ from ripieno.escaping import terminal_line
 TRAINING_COST = 2  # a backward pass through a frozen base costs about one forward pass: no gradients of weights
 
 
+def unwatched(units: int) -> None:
+    """Do nothing: nobody watches."""
+
+
 class Progress:
     """Says what is happening, and how long the whole job will take.
 
@@ -25,7 +29,7 @@ class Progress:
 
     def __init__(self, total: int = 0, quiet: bool = False, mute: bool = False):
         self.mute = mute
-        self.watch: Callable[[int], object] = lambda units: None  # is told of all that is done
+        self.watch: Callable[[int], object] = unwatched  # is told of all that is done
         form = "{desc} |{bar}| {percentage:3.0f}% [{elapsed}, {remaining} left]"
         self.live = sys.stderr.isatty()
         self.bar = tqdm(

@@ -190,8 +190,8 @@ class RunFolder:
 
     def replace(self, name: str, lines: Sequence[Mapping[str, Any]]) -> None:
         """Replace one of the run's jsonl files, or make it, and record what it holds."""
-        self.write(self.path / name, "".join(json.dumps(line) + "\n" for line in lines))
-        self.seal(name)
+        data = "".join(json.dumps(line) + "\n" for line in lines).encode()
+        self.write(self.path / name, data, bytes=len(data))
 
     def lines(self, name: str) -> list[dict[str, Any]]:
         """Return the whole lines of one of the run's jsonl files; a last line cut short by a crash is left out.

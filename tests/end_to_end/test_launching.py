@@ -15,6 +15,7 @@ from ripieno.config import Launch, parse
 from ripieno.errors import EnvironmentFault, UserError
 from ripieno.launching import evaluate_steps, groups, train_commands
 from ripieno.launching.local import Local
+from ripieno.parquet import read_parquet
 from ripieno.runs import RunFolder
 
 
@@ -70,11 +71,11 @@ def test_parts_that_are_there_are_not_answered_again(alone: tuple[Path, Path], m
     answered: list[int] = []
     answer = evaluation._answer
 
-    def noted(run, ensemble, job, questions, *rest):  # type: ignore[no-untyped-def]
-        answered.append(len(questions))
+    def noted(run, ensemble, part, *rest):  # type: ignore[no-untyped-def]
+        answered.append(len(part.questions))
         if len(answered) == 3:
             raise KeyboardInterrupt
-        return answer(run, ensemble, job, questions, *rest)
+        return answer(run, ensemble, part, *rest)
 
     file.unlink()
     monkeypatch.setattr(evaluation, "_answer", noted)
@@ -88,6 +89,21 @@ def test_parts_that_are_there_are_not_answered_again(alone: tuple[Path, Path], m
     assert answered == [3, 3, 3, 3, 2]
     assert file.read_bytes() == content
     assert made(run, *RESULTS) == before
+
+
+def test_a_part_that_is_too_long_altogether(alone: tuple[Path, Path], base: Path, tmp_path: Path) -> None:
+    """Its questions are left out as in one file; where all are, that is said as of one."""
+    long = [{**row, "question": "where " * 400} for row in rows(3, 7)]
+    file = config(tmp_path, base, evaluation={"too_long": "drop", "max_tokens": 300})
+    works("train", file, "--run", tmp_path / "run")
+    mixed = write_rows(tmp_path / "mixed.jsonl", [*long, *rows(4, 8)])
+    works("evaluate", tmp_path / "run", "--dataset", mixed)
+    [path] = (tmp_path / "run/predictions").glob("mixed-*/all/ensemble-epoch-001.parquet")
+    [p] = read_parquet(path)
+    assert p.question_ids == tuple(row["id"] for row in rows(4, 8))
+    assert p.metadata["too_long"] == [row["id"] for row in long]
+    none = write_rows(tmp_path / "none.jsonl", [{**row, "question": "where " * 400} for row in rows(4, 9)])
+    assert "all of them were too long" in one_line(ripieno("evaluate", tmp_path / "run", "--dataset", none), 2)
 
 
 def test_a_share_that_is_held_and_one_that_does_not_exist(alone: tuple[Path, Path]) -> None:

@@ -12,7 +12,7 @@ import pytest
 from commands import files_of, rows, works, write_config, write_rows
 
 from ripieno import cli, live
-from ripieno.errors import EnvironmentFault
+from ripieno.errors import EnvironmentFault, UserError
 from ripieno.launching import evaluate_steps, storage, train_commands
 from ripieno.launching.storage import Parcel, Storage, lent, parcels
 from ripieno.runs import RunFolder
@@ -114,17 +114,24 @@ def test_a_damaged_file_is_not_used(tmp_path: Path) -> None:
     assert not (tmp_path / "b/report").exists()
 
 
+def test_a_record_that_was_cut_short_is_no_traceback(tmp_path: Path) -> None:
+    there = Storage(URL)
+    there._write("records/one.jsonl", b'{"path": "repo')
+    with pytest.raises(EnvironmentFault, match=r"records/one\.jsonl: missing or damaged"):
+        there.pull(RunFolder(tmp_path / "run"), "one")
+
+
 def test_a_record_leads_nowhere_else(tmp_path: Path) -> None:
     there, content = Storage(URL), b"content"
     record = {"path": "../outside.txt", "sha256": there.put(content)}
     there._write("records/one.jsonl", json.dumps(record).encode())
-    with pytest.raises(EnvironmentFault, match=r"records/one\.jsonl: damaged"):
+    with pytest.raises(EnvironmentFault, match=r"records/one\.jsonl: missing or damaged"):
         there.pull(RunFolder(tmp_path / "run"), "one")
     assert not (tmp_path / "outside.txt").exists()
 
 
 def test_an_unknown_file_system_is_said() -> None:
-    with pytest.raises(EnvironmentFault, match=r"launch\.storage nowhere://x: cannot be used"):
+    with pytest.raises(UserError, match=r"launch\.storage nowhere://x: cannot be used"):
         Storage("nowhere://x")
 
 

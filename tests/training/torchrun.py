@@ -15,15 +15,6 @@ from ripieno.training.distributed import joined
 from ripieno.training.loop import Trainer
 
 
-def command(arguments: list[str]) -> None:
-    sys.argv = ["ripieno", *arguments]
-    try:
-        cli.main()
-    except SystemExit as ended:
-        if ended.code:
-            raise
-
-
 def signalled(number: int, after: int) -> None:
     """Let the second process get a signal once it has taken so many steps of its first member."""
     step = Trainer._step
@@ -41,8 +32,9 @@ if __name__ == "__main__":
     torch.set_num_threads(1)
     if number:
         signalled(signal.Signals(number), after)
-        command(commands[0])
+        sys.argv = ["ripieno", *commands[0]]
+        cli.main()
     else:
         with joined("cpu"):  # once for all commands
             for arguments in commands:
-                command(arguments)
+                cli.do(arguments)

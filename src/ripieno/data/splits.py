@@ -68,7 +68,7 @@ SETS: dict[str, ReleasedSet] = {
 
 _RANGE = r"(?P<range>\[(?:(?P<start>\d+(?:\.\d+)?)%)?:(?:(?P<stop>\d+(?:\.\d+)?)%)?\])?"
 _NAME = re.compile(r"(?P<name>\w+)(?::(?P<part>[\w-]+))?/(?P<splits>\w+(?:\+\w+)*)" + _RANGE)
-_PATH = re.compile(rf"(?P<path>.+(?:{'|'.join(map(re.escape, SUFFIXES))}))" + _RANGE, re.DOTALL)
+PATH_NAME = re.compile(rf"(?P<path>.+(?:{'|'.join(map(re.escape, SUFFIXES))}))" + _RANGE, re.DOTALL)
 
 
 @dataclass(frozen=True)
@@ -101,7 +101,7 @@ class DatasetName:
         Raises:
             UserError: it is not a name, or names what does not exist; the message lists what does.
         """
-        match = _PATH.fullmatch(text) or _NAME.fullmatch(text)
+        match = PATH_NAME.fullmatch(text) or _NAME.fullmatch(text)
         if match is None:
             raise UserError(
                 f"{quoted(text)} names no data set: write NAME[:PART]/SPLIT[+SPLIT], with [A%:B%] after it or not, "
@@ -111,7 +111,7 @@ class DatasetName:
         if not start < stop <= 1:
             raise UserError(f"{text!r}: the range must go up, from 0% at least to 100% at most")
         span = match["range"] or ""
-        if match.re is _PATH:
+        if match.re is PATH_NAME:
             return cls(text, "", "", ("all",), Path(match["path"]).expanduser(), span, start, stop)
         name, part, splits = match["name"], match["part"] or "", tuple(match["splits"].split("+"))
         _check_known(name, tuple(SETS), "data set", text)

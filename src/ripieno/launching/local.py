@@ -57,17 +57,18 @@ class Local:
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
         for commands in steps:
             threads = self.launch.cpus or max(1, cores // len(commands))
-            started = []
+            started: list[_Process] = []
             try:
                 for number, command in enumerate(commands):
                     own = {"CUDA_VISIBLE_DEVICES": gpus[number % len(gpus)]} if gpus else {}
                     started.append(_Process(command, {"OMP_NUM_THREADS": str(threads), **own}))
                 for process in started:
                     process.wait(self.launch.retries)
-            except BaseException:  # a signal: all save what they have
+            finally:  # some still run after a signal alone: they save what they have, all at once
                 for process in started:
                     process.terminate()
-                raise
+                for process in started:
+                    process.wait(0)
             _raise_first(started)
         return ""
 
@@ -109,7 +110,6 @@ class _Process:
     def terminate(self) -> None:
         if self._running.poll() is None:
             self._running.terminate()
-            self._running.wait()
 
     @property
     def code(self) -> int:

@@ -107,11 +107,11 @@ class Ray:
         try:
             while ray.wait(tasks, num_returns=len(tasks), timeout=storage.EVERY)[1]:
                 look()
-        except BaseException:  # a signal
-            for one in tasks:
-                ray.cancel(one)  # an interrupt there too
-            ray.wait(tasks, num_returns=len(tasks), timeout=GRACE)
-            raise
+        finally:  # some still run after a signal alone, which they get too
+            if unfinished := ray.wait(tasks, num_returns=len(tasks), timeout=0)[1]:
+                for one in unfinished:
+                    ray.cancel(one)
+                ray.wait(unfinished, num_returns=len(unfinished), timeout=GRACE)
         for one, command in zip(tasks, commands, strict=True):
             _result(one, command)
 

@@ -17,18 +17,21 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+from fsspec.core import url_to_fs
+from fsspec.implementations.local import LocalFileSystem
+
 from ripieno import config as configs
 from ripieno import live
 from ripieno.config import Config
-from ripieno.errors import EnvironmentFault
-from ripieno.runs import LOGGED, RunFolder, is_record, of_answers
+from ripieno.data.splits import PATH_NAME
+from ripieno.errors import EnvironmentFault, UserError
+from ripieno.runs import LOGGED, RunFolder, is_record
 from ripieno.training.loop import in_order
 
 EVERY = 30.0  # seconds between two copies of what a worker has made
 LAUNCHER = "launcher"  # whose records the workers begin with
 STARTED = ("config.yaml", "manifest.json")  # each worker writes its own, which say the same of all that counts
 _MEMBER = re.compile(r"(?:members|resume)/(\d+)")  # whose a file is
-_FILE = re.compile(r"(?P<path>.+\.(?:jsonl|csv|parquet))(?P<range>\[[^]]*\])?")  # of questions, as configs name them
 
 
 @dataclass
@@ -39,19 +42,17 @@ class Storage:
         url: of fsspec, such as s3://bucket/runs/demo; of this run alone.
 
     Raises:
-        EnvironmentFault: no file system is of that kind, or its package is not installed.
+        UserError: no file system is of that kind, or its package is not installed.
     """
 
     url: str
     _copied: set[str] = field(default_factory=set, init=False)
 
     def __post_init__(self) -> None:
-        import fsspec
-
         try:
-            self._fs, self._root = fsspec.core.url_to_fs(self.url)
+            self._fs, self._root = url_to_fs(self.url)
         except (ValueError, ImportError) as error:
-            raise EnvironmentFault(f"launch.storage {self.url}: cannot be used ({error})") from None
+            raise UserError(f"launch.storage {self.url}: cannot be used ({error})") from None
 
     # Files
 
@@ -59,6 +60,9 @@ class Storage:
         """Copy what a run has on record, its logs as they are now, and then the record of it."""
         records = []
         for path, record in list(run.recorded().items()):
+            if path not in LOGGED and record["sha256"] in self._copied:
+                records.append(record)
+                continue
             file = run.path / path
             content = file.read_bytes() if file.exists() else b""
             digest = hashlib.sha256(content).hexdigest()
@@ -78,11 +82,8 @@ class Storage:
             path, held = record["path"], run.recorded()
             if members and (of := _MEMBER.match(path)) and int(of[1]) not in members:
                 continue
-            if (
-                path in LOGGED
-                or (path in STARTED and path in held)
-                or held.get(path, {}).get("sha256") == record["sha256"]
-            ):
+            ours = path in LOGGED or (path in STARTED and path in held)
+            if ours or held.get(path, {}).get("sha256") == record["sha256"]:
                 continue
             also = {key: value for key, value in record.items() if key not in ("path", "sha256")}
             run.write(run.path / path, self.get(record["sha256"]), **also)
@@ -91,27 +92,29 @@ class Storage:
         """Copy how far the work on a run is."""
         self._write(f"notes/{name}.json", json.dumps(live.read(run)).encode())
 
-    def pull_notes(self, run: RunFolder, name: str) -> None:
-        """Note in a run how far the work on it is elsewhere."""
+    def pull_notes(self, run: RunFolder, name: str, works: Sequence[str]) -> None:
+        """Note in a run how far works on it are elsewhere."""
         path = f"{self._root}/notes/{name}.json"
-        for work, facts in json.loads(self._fs.cat_file(path)).items() if self._fs.exists(path) else ():
-            live.note(run, work, **facts)
+        notes = self._parsed(path, self._fs.cat_file(path)) if self._fs.exists(path) else [{}]
+        for work, facts in notes[0].items():
+            if work in works:
+                live.note(run, work, **facts)
 
     def records(self, name: str) -> list[dict[str, Any]]:
         """Return what somebody has; nothing before they have begun."""
         path = f"{self._root}/records/{name}.jsonl"
         if not self._fs.exists(path):
             return []
-        found = [json.loads(line) for line in self._fs.cat_file(path).splitlines()]
+        found = self._parsed(path, self._fs.cat_file(path))
         if not all(map(is_record, found)):  # whose paths lie in the run's folder, and nowhere else
-            raise EnvironmentFault(f"{self.url}/records/{name}.jsonl: damaged; remove the folder and start again")
+            raise self._damage(path)
         return found
 
     def lines(self, log: str, name: str) -> list[dict[str, Any]]:
         """Return the lines of a log that somebody has."""
         sums = [record["sha256"] for record in self.records(name) if record["path"] == log]
         content = self.get(sums[0]) if sums else b""
-        return [json.loads(line) for line in content[: content.rfind(b"\n") + 1].splitlines()]
+        return self._parsed(log, content[: content.rfind(b"\n") + 1])
 
     def put(self, content: bytes) -> str:
         """Copy a file, and return its sum."""
@@ -131,10 +134,19 @@ class Storage:
         path = f"{self._root}/objects/{digest}"
         content: bytes = self._fs.cat_file(path) if self._fs.exists(path) else b""
         if hashlib.sha256(content).hexdigest() != digest:
-            raise EnvironmentFault(
-                f"{self.url}/objects/{digest}: missing or damaged; remove the folder and start again"
-            )
+            raise self._damage(path)
+        self._copied.add(digest)
         return content
+
+    def _parsed(self, path: str, content: bytes) -> list[dict[str, Any]]:
+        try:
+            return [json.loads(line) for line in content.splitlines()]
+        except (ValueError, RecursionError):
+            raise self._damage(path) from None
+
+    def _damage(self, path: str) -> EnvironmentFault:
+        name = path.removeprefix(f"{self._root}/")
+        return EnvironmentFault(f"{self.url}/{name}: missing or damaged; remove the folder and start again")
 
     def remove(self) -> None:
         """Remove the folder: all is where it belongs."""
@@ -145,7 +157,7 @@ class Storage:
         """Write a file so that a reader finds none, or all of it."""
         path = f"{self._root}/{name}"
         self._fs.makedirs(path.rpartition("/")[0], exist_ok=True)
-        if self._fs.protocol in ("file", ("file", "local")):  # others have a file when it is closed, and not before
+        if isinstance(self._fs, LocalFileSystem):  # others have a file when it is closed, and not before
             self._fs.pipe_file(f"{path}.part", content)
             self._fs.mv(f"{path}.part", path)
         else:
@@ -198,7 +210,7 @@ def _parcel(storage: Storage, run: Path, command: Sequence[str], name: str, afte
     settings = [command[n + 1] for n, word in enumerate(command) if word == "--set"]
     config = configs.load(command[1], settings) if training else RunFolder(run).config()
     texts = [*_texts(config.model_dump(mode="json")), *command[2:]]
-    named = {match["path"] for text in texts if (match := _FILE.fullmatch(text))}
+    named = {match["path"] for text in texts if (match := PATH_NAME.fullmatch(text))}
     files = {path: storage.put(Path(path).expanduser().read_bytes()) for path in sorted(named) if Path(path).is_file()}
     # What is made of one command is found again by it, after a launcher that died.
     name = f"{name}-{hashlib.sha256(json.dumps(list(command)).encode()).hexdigest()[:8]}"
@@ -214,11 +226,11 @@ def lent(storage: Storage, run: RunFolder, packed: Sequence[Sequence[Parcel]]) -
     """
     every, made = [parcel for parcels in packed for parcel in parcels], packed[-1]
     members = sorted({member for parcel in made for member in parcel.members})
-    works = [live.of_member(member) for member in members] or [of_answers(None)]
+    works = [live.of_member(member) for member in members]
 
     def look() -> None:
         for parcel in every:
-            storage.pull_notes(run, parcel.name)
+            storage.pull_notes(run, parcel.name, works)
 
     with run.lock(members or None), live.noting(run, works):
         _fetch(storage, run, made)
@@ -245,7 +257,8 @@ def _fetch(storage: Storage, run: RunFolder, made: Sequence[Parcel]) -> None:
             others = [line for line in run.lines("metrics.jsonl") if line["member"] not in parcel.members]
             run.replace("metrics.jsonl", in_order(others + own))
         held = run.lines("timing.jsonl")
-        more = [line for line in storage.lines("timing.jsonl", parcel.name) if line not in held]
+        known = set(map(json.dumps, held))
+        more = [line for line in storage.lines("timing.jsonl", parcel.name) if json.dumps(line) not in known]
         if more:
             run.replace("timing.jsonl", held + more)
 
@@ -335,14 +348,14 @@ def _place(path: str, digest: str) -> str:
 def _at_home(config: Config, files: Mapping[str, str]) -> Config:
     """Return a worker's config with the launcher's names of the files."""
     home = {_place(path, digest): Path(path) for path, digest in files.items()}
-    named = {match["path"] for text in _texts(config.model_dump(mode="json")) if (match := _FILE.fullmatch(text))}
+    named = {match["path"] for text in _texts(config.model_dump(mode="json")) if (match := PATH_NAME.fullmatch(text))}
     places = {path: "/".join(Path(path).parts[-3:]) for path in named}
     return _relocated(config.to_yaml(), {path: home[place] for path, place in places.items() if place in home})
 
 
 def _moved(word: str, moved: Mapping[str, str]) -> str:
     """Return a word of a command, or a name of a config, where it is the name of what lies elsewhere now."""
-    match = _FILE.fullmatch(word)
+    match = PATH_NAME.fullmatch(word)
     if match and match["path"] in moved:
         return moved[match["path"]] + (match["range"] or "")
     return moved.get(word, word)
