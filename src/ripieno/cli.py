@@ -239,9 +239,11 @@ def evaluate(
         ),
     ] = None,
     member: Annotated[int | None, typer.Option(help="With --method: whose; 0 by default.")] = None,
-    share: Annotated[
+    shard: Annotated[
         str | None,
-        typer.Option(metavar="K/N", help="Only answer the K-th of N shares; without it a last start adds them up."),
+        typer.Option(
+            metavar="K/N", help="Only answer the K-th of N shards; a last start without it puts them together."
+        ),
     ] = None,
     on: On = None,
     workers: Workers = None,
@@ -255,11 +257,11 @@ def evaluate(
 
     folder = _asked(run)
     config = folder.config()
-    of_share = None if share is None else _share(share)
-    here = method or rotations or tokens == "all" or share
+    of_shard = None if shard is None else _shard(shard)
+    here = method or rotations or tokens == "all" or shard
     if here and (on or workers or dry_run):
         raise UserError(
-            "--on, --workers, --dry-run: share out the answers of the ensemble; leave --share, --method, --rotations "
+            "--on, --workers, --dry-run: share out the answers of the ensemble; leave --shard, --method, --rotations "
             "and --tokens out"
         )
     if launcher := None if here else _launcher(config, run, on, workers, dry_run):
@@ -273,7 +275,7 @@ def evaluate(
         _launch(launcher, "evaluate", steps, dry_run, said)
         return
     if rotations:
-        others = (choices, store_top, method, draws, member, setting, share)
+        others = (choices, store_top, method, draws, member, setting, shard)
         if tokens == "all" or fixed_letters or unconditional or any(other is not None for other in others):
             raise UserError(
                 "--rotations asks with every rotation of the choices; only --dataset and --epoch go with it"
@@ -283,7 +285,7 @@ def evaluate(
     if method is None and (draws is not None or member is not None or setting):
         raise UserError("--draws, --member and --setting: say of which --method")
     if tokens == "all":
-        if choices is not None or store_top or fixed_letters or unconditional or method or share:
+        if choices is not None or store_top or fixed_letters or unconditional or method or shard:
             raise UserError(
                 "--tokens all reads questions with their right answers; only --dataset and --epoch go with it"
             )
@@ -313,12 +315,12 @@ def evaluate(
             choices=choices,
             extras=extras,
             sampling=sampling,
-            share=of_share,
+            shard=of_shard,
             data_dir=data_dir,
             progress=progress,
         )
-    if of_share is not None:
-        _print(f"Share {share} is answered; once all are, `ripieno evaluate {run}` puts them together.")
+    if of_shard is not None:
+        _print(f"Shard {shard} is answered; once all are, `ripieno evaluate {run}` puts them together.")
         return
     _print(f"{len(files)} files of predictions in {run / 'predictions'}. Next: ripieno report {run}")
 
@@ -796,11 +798,11 @@ def _members(text: str) -> list[int]:
         raise UserError(f"--members {text}: give numbers and ranges, such as 0-4 or 0,2") from None
 
 
-def _share(text: str) -> tuple[int, int]:
-    share, slash, of = text.partition("/")
-    if not slash or not share.isdecimal() or not of.isdecimal():
-        raise UserError(f"--share {text}: give one of so many, such as 2/8")
-    return int(share), int(of)
+def _shard(text: str) -> tuple[int, int]:
+    shard, slash, of = text.partition("/")
+    if not slash or not shard.isdecimal() or not of.isdecimal():
+        raise UserError(f"--shard {text}: give one of so many, such as 2/8")
+    return int(shard), int(of)
 
 
 def _launcher(config: Config, run: Path, on: str | None, workers: int | None, dry_run: bool) -> Launcher | None:

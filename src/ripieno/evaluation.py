@@ -134,7 +134,7 @@ def evaluate(
     choices: int | None = None,
     extras: Mapping[str, Any] | None = None,
     sampling: Sampling | None = None,
-    share: tuple[int, int] | None = None,
+    shard: tuple[int, int] | None = None,
     data_dir: Path | None = None,
     progress: Progress | None = None,
 ) -> list[Path]:
@@ -142,7 +142,7 @@ def evaluate(
 
     A set of over `launch.questions` questions is answered in parts of so many, which then make one file: an
     interruption loses no part that was written, and nothing grows with the set but the list of its questions. Several
-    processes may share the parts out; what they hold does not depend on how. A last start without `share` puts them
+    processes may share the parts out; what they hold does not depend on how. A last start without `shard` puts them
     together.
 
     Where the config's own sets are asked, the features of their prompts and of the training sets' are made too; and
@@ -156,12 +156,12 @@ def evaluate(
         choices: ask (the test and out-of-domain sets by default) with wrong choices dropped at random to so many.
         extras: keys of the config's `evaluation` to change, such as {"store_top": "all"}.
         sampling: ask draws of one member, by default at the last epoch, and neither base nor ensemble.
-        share: (k, n) answers the k-th of n shares alone, 1 to n, and puts nothing together.
+        shard: (k, n) answers the k-th of n shards alone, 1 to n, and puts nothing together.
         data_dir: a folder with originally released data files, for sets that the run does not hold yet.
         progress: advanced by one a member and question.
 
     Returns:
-        The files of predictions, those that were there among them; of a share none.
+        The files of predictions, those that were there among them; of a shard none.
 
     Raises:
         UserError: an epoch, a set or a method does not exist, the epoch is not trained, no question has so many
@@ -179,9 +179,9 @@ def evaluate(
         epochs = _check_sampling(run, config, sampling, epochs)
         # Dropout's masks go by question, and scores without the question are shared by many.
         config = config.model_copy(update={"evaluation": config.evaluation.model_copy(update={"unconditional": False})})
-    if share is not None and not 1 <= share[0] <= share[1]:
-        raise UserError(f"--share {share[0]}/{share[1]}: give one of them, such as 1/{max(share[1], 1)}")
-    with run.lock(share=share):
+    if shard is not None and not 1 <= shard[0] <= shard[1]:
+        raise UserError(f"--shard {shard[0]}/{shard[1]}: give one of them, such as 1/{max(shard[1], 1)}")
+    with run.lock(shard=shard):
         jobs = _jobs(run, config, datasets, epochs, choices, sampling)
         sets = {job.name: questions_of(run, config, job.name, data_dir) for job in jobs}
         if not datasets and choices is None:
@@ -196,8 +196,8 @@ def evaluate(
         fitted: dict[int, Fitted] = {}
         answered: tuple[Job, Sequence[Question]] | None = None
         parts = [part for job in jobs for part in _parts(run, config, job, asked[job.name, job.choices])]
-        own = parts if share is None else _of_share(parts, *share)
-        with _noted(run, of_answers(share), progress, sum(part.answers for part in own)):
+        own = parts if shard is None else _of_shard(parts, *shard)
+        with _noted(run, of_answers(shard), progress, sum(part.answers for part in own)):
             for part in own:
                 job = part.job
                 if part.there(run):
@@ -216,7 +216,7 @@ def evaluate(
                 run.write(part.file, to_parquet(p))
                 if job.members and not job.sampling and p.question_ids:
                     answered = job, part.questions
-        if share is not None:
+        if shard is not None:
             return []
         for job in jobs:
             keep_questions(run, job.name, sets[job.name])
@@ -382,9 +382,9 @@ def _parts(run: RunFolder, config: Config, job: Job, matched: Matched) -> list[P
     ]
 
 
-def _of_share(parts: Sequence[Part], share: int, of: int) -> Sequence[Part]:
-    """Return a share of the parts, about as much work as each other: the base's are spread evenly, and the members'."""
-    return sorted(parts, key=lambda part: len(part.job.members))[share - 1 :: of]
+def _of_shard(parts: Sequence[Part], shard: int, of: int) -> Sequence[Part]:
+    """Return a shard of the parts, as much work as every other, about: the base's are spread evenly, and the rest."""
+    return sorted(parts, key=lambda part: len(part.job.members))[shard - 1 :: of]
 
 
 def _put_together(run: RunFolder, job: Job, parts: Sequence[Part]) -> None:

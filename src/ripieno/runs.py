@@ -343,8 +343,8 @@ class RunFolder:
         )
 
     @contextmanager
-    def lock(self, members: Sequence[int] | None = None, *, share: tuple[int, int] | None = None) -> Iterator[None]:
-        """Hold some members, to train them, or by default what is made of the members, to answer: all of it or a share.
+    def lock(self, members: Sequence[int] | None = None, *, shard: tuple[int, int] | None = None) -> Iterator[None]:
+        """Hold some members, to train them, or by default what is made of the members, to answer: all of it or a shard.
 
         Raises:
             EnvironmentFault: another process holds it, or the folder cannot be written.
@@ -352,8 +352,8 @@ class RunFolder:
         if members is not None:
             names = [f"member-{member}" for member in members]
         else:
-            of_shares = [] if share else [file.stem for file in self._locks.glob("answers-*.json")]
-            names = [of_answers(share), *of_shares]
+            of_shards = [] if shard else [file.stem for file in self._locks.glob("answers-*.json")]
+            names = [of_answers(shard), *of_shards]
         with ExitStack() as held:
             try:
                 held.enter_context(locks.hold(self._locks, names))
@@ -378,7 +378,7 @@ class RunFolder:
             yield
 
     def holders(self) -> dict[int | str, str]:
-        """Return which process holds which members, and which ones answer, all or a share; see `locks.holders`."""
+        """Return which process holds which members, and which ones answer, all or a shard; see `locks.holders`."""
         found = {name: str(who) for name, who in locks.holders(self._locks).items()}
         return {name if name.startswith("answers") else int(name.partition("-")[2]): who for name, who in found.items()}
 
@@ -591,9 +591,9 @@ def make_atomically(path: Path, written: Callable[[BinaryIO], object]) -> None:
         os.close(folder)
 
 
-def of_answers(share: tuple[int, int] | None) -> str:
-    """Return the name of the lock, and of the live note, of who answers: all or a share."""
-    return "answers" if share is None else "answers-{}-of-{}".format(*share)
+def of_answers(shard: tuple[int, int] | None) -> str:
+    """Return the name of the lock, and of the live note, of who answers: all or a shard."""
+    return "answers" if shard is None else "answers-{}-of-{}".format(*shard)
 
 
 def stopped_members(run: RunFolder) -> dict[int, tuple[int, int | None]]:

@@ -1,4 +1,4 @@
-"""Questions answered in parts, by shares, in any order: the same file; and members trained by several processes."""
+"""Questions answered in parts, by shards, in any order: the same file; and members trained by several processes."""
 
 from __future__ import annotations
 
@@ -49,8 +49,8 @@ def alone(base: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, P
 def test_shares_in_any_order_make_the_files_of_one_process(alone: tuple[Path, Path], tmp_path: Path) -> None:
     file, whole = alone
     works("train", file, "--run", tmp_path / "run")
-    for share in ("3/3", "1/3", "2/3"):
-        assert works("evaluate", tmp_path / "run", "--share", share).startswith(f"Share {share} is answered")
+    for shard in ("3/3", "1/3", "2/3"):
+        assert works("evaluate", tmp_path / "run", "--shard", shard).startswith(f"Shard {shard} is answered")
     parts = [path for path in RunFolder(tmp_path / "run").recorded() if path.startswith("parts/")]
     # 11 and 5 questions in threes, by the base and after the one epoch, and once more with two choices.
     assert len(parts) == 2 * 2 * (4 + 2)
@@ -108,11 +108,11 @@ def test_a_part_that_is_too_long_altogether(alone: tuple[Path, Path], base: Path
 
 def test_a_share_that_is_held_and_one_that_does_not_exist(alone: tuple[Path, Path]) -> None:
     _, run = alone
-    assert one_line(ripieno("evaluate", run, "--share", "4/3"), 2).endswith("give one of them, such as 1/3")
-    assert one_line(ripieno("evaluate", run, "--share", "two"), 2).endswith("give one of so many, such as 2/8")
-    assert "share out the answers" in one_line(ripieno("evaluate", run, "--share", "1/2", "--workers", "2"), 2)
-    with RunFolder(run).lock(share=(1, 2)):
-        assert works("evaluate", run, "--share", "2/2")
+    assert one_line(ripieno("evaluate", run, "--shard", "4/3"), 2).endswith("give one of them, such as 1/3")
+    assert one_line(ripieno("evaluate", run, "--shard", "two"), 2).endswith("give one of so many, such as 2/8")
+    assert "share out the answers" in one_line(ripieno("evaluate", run, "--shard", "1/2", "--workers", "2"), 2)
+    with RunFolder(run).lock(shard=(1, 2)):
+        assert works("evaluate", run, "--shard", "2/2")
         assert "answers 1 of 2, held by process" in works("status", run)
 
 
@@ -154,7 +154,7 @@ def test_commands_are_ones_that_anybody_could_type() -> None:
         ["train", "a.yaml", "--members", "1,2", "--quiet"],
     ]
     assert evaluate_steps(["evaluate", "run"], 2) == [
-        [["evaluate", "run", "--share", "1/2", "--quiet"], ["evaluate", "run", "--share", "2/2", "--quiet"]],
+        [["evaluate", "run", "--shard", "1/2", "--quiet"], ["evaluate", "run", "--shard", "2/2", "--quiet"]],
         [["evaluate", "run", "--on", "local", "--workers", "1", "--quiet"]],
     ]
 

@@ -62,7 +62,7 @@ def test_how_far_asking_is(run: RunFolder) -> None:
     assert len(lines(run)) == 3
     with run.lock():
         assert lines(run)[3:] == [f"answers, 400 of 400, 14/s, 0 s left, held by {HERE}"]
-    with run.lock(share=(2, 3)), run.lock(share=(3, 3)):
+    with run.lock(shard=(2, 3)), run.lock(shard=(3, 3)):
         assert lines(run)[3:] == [
             f"answers 2 of 3, 120 of 400, 14/s, 20 s left, held by {HERE}", f"answers 3 of 3, held by {HERE}",
         ]  # fmt: skip

@@ -27,8 +27,8 @@ def test_a_whole_run(cluster: Cluster, base: Path, tmp_path: Path) -> None:
     works("evaluate", alone, *here)
     # The run folder is one as soon as the first job has begun.
     assert cluster.ended(first, 2) == [Task("COMPLETED", 0)] * 2
-    shares, together = works("evaluate", run).removeprefix("Queued: jobs ").partition(".")[0].split(", ")
-    assert cluster.ended(shares, 2) == [Task("COMPLETED", 0)] * 2
+    shards, together = works("evaluate", run).removeprefix("Queued: jobs ").partition(".")[0].split(", ")
+    assert cluster.ended(shards, 2) == [Task("COMPLETED", 0)] * 2
     assert cluster.ended(together, 1) == [Task("COMPLETED", 0)]
     assert finished(run) == finished(alone)
     for top in ("predictions", "questions", "features"):

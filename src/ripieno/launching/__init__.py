@@ -1,7 +1,7 @@
 """Where members are trained and asked: commands of this program, shared out by an engine that is there already.
 
 Members are independent, and so are questions. A job is shared out as commands that anybody could type, `ripieno train
---members 0-4` or `ripieno evaluate --share 2/8`: each holds what it works on, goes on where it stopped, and writes the
+--members 0-4` or `ripieno evaluate --shard 2/8`: each holds what it works on, goes on where it stopped, and writes the
 same whatever the others do. A launcher only starts them: on this machine, on a Ray cluster, or as a Slurm array.
 """
 
@@ -61,9 +61,9 @@ def train_commands(common: Command, members: Sequence[int], workers: int) -> lis
 
 
 def evaluate_steps(common: Command, workers: int) -> list[list[Command]]:
-    """Return the commands that answer questions, a share each, and then the one that puts the answers together."""
-    shares: list[Command] = [[*common, "--share", f"{share}/{workers}", "--quiet"] for share in range(1, workers + 1)]
-    return [shares, [[*common, "--on", "local", "--workers", "1", "--quiet"]]]
+    """Return the commands that answer questions, a shard each, and then the one that puts the answers together."""
+    shards: list[Command] = [[*common, "--shard", f"{shard}/{workers}", "--quiet"] for shard in range(1, workers + 1)]
+    return [shards, [[*common, "--on", "local", "--workers", "1", "--quiet"]]]
 
 
 def groups(members: Sequence[int], count: int) -> list[Sequence[int]]:

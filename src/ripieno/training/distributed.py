@@ -130,7 +130,7 @@ class ReadOnly(RunFolder):
         """Leave the lines to the leading process."""
 
     @contextmanager
-    def lock(self, members: Sequence[int] | None = None, *, share: tuple[int, int] | None = None) -> Iterator[None]:
+    def lock(self, members: Sequence[int] | None = None, *, shard: tuple[int, int] | None = None) -> Iterator[None]:
         """Leave the locks to the leading process."""
         yield
 
