@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import shutil
 import subprocess
 import sys
@@ -45,7 +46,8 @@ def test_what_each_task_asks_for(tmp_path: Path) -> None:
     text = slurm.script("train", COMMANDS, ASKED, tmp_path / "it's 5%u")
     logs = f"{tmp_path}/it'\"'\"'s 5%%u/slurm/train-%A_%a.log"
     assert options(text) == [
-        "--job-name=train", "--array=0-1", f"--output='{logs}'", "--open-mode=append", "--ntasks=1",
+        "--job-name=" + shlex.quote("it's 5%u-train"), "--array=0-1",
+        f"--output='{logs}'", "--open-mode=append", "--ntasks=1",
         "--cpus-per-task=4", "--gpus=1", "--partition=gpu", "--account=me", "--time=04:00:00", "--mem=40G",
         "--signal=TERM@120", "--requeue", "--constraint=a100 --no-requeue",
     ]  # fmt: skip

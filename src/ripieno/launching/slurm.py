@@ -22,7 +22,8 @@ from ripieno.runs import write_atomically
 WARNING = 120  # seconds; Slurm looks at its clocks every 30, and a command takes 10 at most to save and end
 TERMINATED = 143  # exit code of a command that SIGTERM stopped; what it did is saved
 # What Slurm's commands say, among other words, of a cluster that is down and of an array that ended some minutes ago.
-_OUT_OF_REACH, _FORGOTTEN = "Unable to contact slurm controller", "Invalid job id specified"
+_OUT_OF_REACH = ("Unable to contact slurm controller", "Could not establish a configuration source")
+_FORGOTTEN = "Invalid job id specified"
 
 
 def workers(launch: Launch) -> int:
@@ -51,7 +52,7 @@ def script(name: str, commands: Sequence[Sequence[str]], launch: Launch, folder:
     logs = str((folder / "slurm").resolve()).replace("%", "%%")  # sbatch fills in what begins with %
     wanted, gpus = launch.slurm, 1 if launch.gpus is None else launch.gpus
     asked = {
-        "--job-name": name,
+        "--job-name": f"{folder.name}-{name}",
         "--array": f"0-{len(commands) - 1}",
         "--output": f"{logs}/{name}-%A_%a.log",
         "--open-mode": "append",  # so that a task queued again writes on
@@ -121,7 +122,7 @@ def submit(name: str, commands: Sequence[Sequence[str]], launch: Launch, folder:
     waits = [] if after is None else [f"--dependency=afterok:{after}", "--kill-on-invalid-dep=yes"]
     done = _slurm("sbatch", "--parsable", *waits, str(path))
     if done.returncode:
-        fault = EnvironmentFault if _OUT_OF_REACH in done.stderr else UserError
+        fault = EnvironmentFault if any(words in done.stderr for words in _OUT_OF_REACH) else UserError
         raise fault(f"{path}: sbatch refused it ({_said(done)}); see the config's launch and launch.slurm")
     return done.stdout.strip().partition(";")[0]  # the cluster's name may follow
 
