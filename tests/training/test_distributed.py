@@ -117,7 +117,7 @@ def test_two_processes_come_to_what_one_does(ways: dict[str, Way], tmp_path: Pat
     assert stopped  # else both would go on for want of any decision
 
 
-@pytest.mark.fault("a process of several killed, and a signal to one of them")
+@pytest.mark.fault("one of several processes killed, then signalled")
 def test_killed_and_then_stopped_it_goes_on_in_any_number_of_processes(ways: dict[str, Way], tmp_path: Path) -> None:
     way, run = ways["variational"], tmp_path / "run"
     killed = torchrun([way.command(run)], signal.SIGKILL, after=6)  # amid the second epoch
