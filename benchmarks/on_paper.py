@@ -88,7 +88,8 @@ class Needs:
 def needs(shape: dict[str, int]) -> Needs:
     """Count a base's needs."""
     with torch.device("meta"):
-        model = LlamaForCausalLM(LlamaConfig(vocab_size=32000, tie_word_embeddings=False, **shape))
+        settings = {"vocab_size": 32000, "tie_word_embeddings": False} | shape
+        model = LlamaForCausalLM(LlamaConfig(**settings))
     model = model.to(torch.bfloat16).requires_grad_(False).eval()
     parameters = sum(parameter.numel() for parameter in model.parameters())
     stack = AdapterStack(model, ADAPTER, [0])

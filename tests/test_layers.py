@@ -17,6 +17,7 @@ SOURCE = Path(__file__).resolve().parents[1] / "src" / "ripieno"
 LAYERS = (
     "cli",
     "serving",
+    "serving",
     "launching",
     "comparing",
     "certification",

@@ -8,6 +8,7 @@ import signal
 import sys
 import time
 from collections.abc import Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -488,22 +489,16 @@ def predict(
 
     Where nothing was certified yet, that risk is certified first, at 95% confidence.
     """
-    from ripieno import certification, decisions
+    from ripieno import decisions
     from ripieno.data.question import read_questions
     from ripieno.ensemble import Ensemble
     from ripieno.measures.shift import FEWEST
     from ripieno.progress import Progress
-    from ripieno.report import terminal
 
     decisions.check_output(output, source)
     config = _asked(run).config()
     questions = read_questions(source, config.data.labels)
-    if max_risk is not None and decisions.recorded(_run(run)) is None:
-        _check_share("--max-risk", max_risk)
-        with Progress(quiet=quiet) as progress:
-            made = certification.certify(_run(run), max_risk, certification.CONFIDENCE, progress=progress)
-        for line in terminal.certified(made):
-            _print(line)
+    _certify_first(run, max_risk, quiet)
     ensemble = Ensemble.load(run)
     with Progress(len(questions) * len(ensemble.positions), quiet) as progress:
         decided = ensemble.decide(questions, max_risk, progress)
@@ -522,6 +517,51 @@ def predict(
             )
     said = "" if max_risk is None else f", {answered} answered and {len(decided) - answered} handed over"
     _print(f"{output}: {len(decided)} questions{said}")
+
+
+@app.command()
+def serve(
+    run: Run,
+    max_risk: Annotated[
+        float | None, typer.Option(help="Hand over what would make more than this share of the answers wrong.")
+    ] = None,
+    host: Annotated[str, typer.Option(help="Where to listen; by default for this machine alone.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="Where to listen; 0: any port that is free.")] = 8000,
+    token_file: Annotated[
+        Path | None, typer.Option(help="A file with the token that callers give. Default: RIPIENO_TOKEN, if it is set.")
+    ] = None,
+    queue: Annotated[int, typer.Option(min=1, help="How many questions may wait; callers of more get 503.")] = 256,
+    max_questions: Annotated[int, typer.Option(min=1, help="Questions of one request, at most.")] = 64,
+    max_bytes: Annotated[int, typer.Option(min=1, help="Bytes of one request, at most.")] = 2**20,
+    timeout: Annotated[float, typer.Option(min=0.1, help="Seconds until a request is given up.")] = 30.0,
+    quiet: Quiet = False,
+) -> None:
+    """Answer questions over HTTP, with a page to try them on: POST /v1/decide.
+
+    Where nothing was certified yet, that risk is certified first, at 95% confidence.
+    """
+    try:
+        from ripieno.serving import server
+    except ImportError as error:
+        raise UserError(
+            f"ripieno serve: needs {error.name}, which is not installed: pip install 'ripieno[serve]'"
+        ) from None
+    from ripieno.serving.app import Limits
+
+    folder, token = _asked(run), server.read_token(token_file)
+    limits = Limits(queue, min(max_questions, queue), max_bytes, timeout)
+
+    def started(address: str) -> None:
+        _say(f"ripieno: serving {run} at {address}; Ctrl-C stops it, once what was accepted is answered")
+
+    try:
+        with closing(server.listen(host, port, token)) as listening:  # before work that may take minutes
+            _certify_first(run, max_risk, quiet)
+            server.serve(folder, listening, max_risk, token=token, limits=limits, quiet=quiet, started=started)
+    except KeyboardInterrupt:
+        _fail("stopped; what was accepted is answered", 130)
+    except _Terminated:
+        _fail("stopped; what was accepted is answered", 143)
 
 
 @app.command()
@@ -757,6 +797,21 @@ def _terminated(*_: Any) -> None:
         signal.SIGTERM, signal.SIG_IGN
     )  # a second one, as Slurm sends, must not cut short what the first began
     raise _Terminated
+
+
+def _certify_first(run: Path, max_risk: float | None, quiet: bool) -> None:
+    """Certify a risk where nothing was certified yet, and print the promise."""
+    from ripieno import certification, decisions
+    from ripieno.progress import Progress
+    from ripieno.report import terminal
+
+    if max_risk is None or decisions.recorded(_asked(run)) is not None:
+        return
+    _check_share("--max-risk", max_risk)
+    with Progress(quiet=quiet) as progress:
+        made = certification.certify(_run(run), max_risk, certification.CONFIDENCE, progress=progress)
+    for line in terminal.certified(made):
+        _print(line)
 
 
 def _fail(message: str, code: int) -> None:

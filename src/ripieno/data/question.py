@@ -13,7 +13,7 @@ import json
 import re
 import unicodedata
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
@@ -107,11 +107,16 @@ def read_questions(path: Path, labels: Sequence[str] | None = None) -> list[Ques
     Raises:
         UserError: naming the file, the line (parquet: the row) and the mend.
     """
+    return questions_of_rows(read_rows(path), labels)
+
+
+def questions_of_rows(rows: Iterable[tuple[str, Row]], labels: Sequence[str] | None = None) -> list[Question]:
+    """As `read_questions`, of rows that are at hand, each with where it stands for messages."""
     if labels is not None:
         _check_labels(labels)
     ids = _Ids()
     questions = []
-    for where, row in read_rows(path):
+    for where, row in rows:
         _check_columns(row, where)
         labelled = "question" not in row and ("text" in row or "label" in row)
         question = _classification(row, labels, where) if labelled else _question(row, where)
