@@ -107,8 +107,8 @@ class Prompt(Section):
     """How a question is put to the model, and how a choice is scored."""
 
     template: TemplateName = "text-listed"
-    """`letters`, `paper` (its wording): the choices stand in the prompt, and the answer is a letter. `text-listed`: they
-    stand there, and the answer is a choice's own text. `text`: the same, without the list."""
+    """`letters`, `paper` (its wording): the choices stand in the prompt, the answer is a letter. `text-listed`: they
+    stand there, the answer is a choice's own text. `text`: the same, without the list."""
     few_shot: FewShot | None = None
     """Solved examples that stand before each question."""
     normalisation: Literal["sum", "token", "byte"] = "sum"
