@@ -8,7 +8,7 @@ import math
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self, TypeVar, get_args
+from typing import Annotated, Any, ClassVar, Literal, Self, TypeVar, get_args
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -30,6 +30,7 @@ WITHOUT_RESULT: dict[str, Any] = {
 }
 DEEPEST, LONGEST, MOST_VALUES = 50, 2**16, 50_000  # of a config: levels of nesting, characters, values
 TOO_DEEP = f"it is nested over {DEEPEST} levels deep"
+_BOOL = "tag:yaml.org,2002:bool"
 _BRANCHES = ("int", "float", "constrained-int", "constrained-float")
 # pydantic's names of errors -> what should stand there, where its own words are a programmer's.
 _EXPECTED = {
@@ -397,8 +398,14 @@ def read(path: Path, settings: Sequence[str] = ()) -> dict[str, Any]:
 class _Loader(yaml.SafeLoader):
     """The safe kind, in which no key stands twice: the first one would be lost without a word.
 
-    It gives up on brackets in brackets before it looks for where all of them end.
+    It gives up on brackets in brackets before it looks for where all of them end. Its booleans are those of YAML 1.2,
+    true and false: `on` is a key of ours, and `no` and `yes` are labels.
     """
+
+    yaml_implicit_resolvers: ClassVar[dict[Any, Any]] = {
+        first: [(tag, pattern) for tag, pattern in of_first if tag != _BOOL or first in "tTfF"]
+        for first, of_first in yaml.SafeLoader.yaml_implicit_resolvers.items()
+    }
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         met: set[str] = set()
