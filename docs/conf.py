@@ -53,9 +53,10 @@ def complete(app: Sphinx, docname: str, source: list[str]) -> None:
     if docname == root_doc:
         for section in source[0].split("\n## ")[1:]:
             title, _, body = section.partition("\n")
-            links = re.findall(r"^- \[[^]]+\]\(([^)]+)\.md\)", body, re.MULTILINE)
+            links = re.findall(r"^- \[([^]]+)\]\(([^)]+)\.md\)", body, re.MULTILINE)
+            entries = [f"{text} <{page}>" for text, page in links]
             options = [":hidden:", ":titlesonly:", f":caption: {title}"]
-            source[0] += "\n".join(["\n```{toctree}", *options, "", *links, "```\n"])
+            source[0] += "\n".join(["\n```{toctree}", *options, "", *entries, "```\n"])
 
 
 def link_sources(app: Sphinx, doctree: nodes.document) -> None:
@@ -99,7 +100,7 @@ def _entry(folder: Path, file: Path) -> str:
     """Return a file's name, with a link where it has a page, and what it says of itself."""
     text = file.read_text(encoding="utf-8")
     about = ast.get_docstring(ast.parse(text)) if file.suffix == ".py" else None
-    said = html.escape((about or "").split("\n\n")[0])
+    said = re.sub(r"`([^`]+)`", r"<code>\1</code>", html.escape((about or "").split("\n\n")[0]))
     name = f'<a href="{folder.name}/{file.name}.html">{file.name}</a>' if _name(file) in LINKED else file.name
     return f"<dt>{name}</dt><dd>{said}</dd>"
 
@@ -122,3 +123,4 @@ def setup(app: Sphinx) -> None:
     app.connect("html-collect-pages", source_pages)
     app.connect("build-finished", front_door)
     app.connect("autodoc-process-docstring", reference.to_rst, priority=400)
+    app.connect("autodoc-process-signature", reference.shorten)

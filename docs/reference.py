@@ -180,22 +180,38 @@ def place(module: str, name: str) -> tuple[Path, int] | None:
 
 
 def to_rst(app: Any, what: str, name: str, value: Any, options: Any, lines: list[str]) -> None:
-    """Make a docstring reStructuredText: formulas, which stand indented after an empty line, and code in backticks."""
+    """Make a docstring reStructuredText: formulas, which stand indented after an empty line, and code in backticks.
+
+    What is returned is one text here; napoleon would take all before a colon for a type.
+    """
     made: list[str] = []
-    formula = section = False
+    formula = False
+    section = ""
     for before, line in zip(["", *lines], lines, strict=False):
         if line and not line.startswith(" "):
-            formula, section = False, bool(re.fullmatch(r"[A-Z]\w+:", line))
+            formula, section = False, line if re.fullmatch(r"[A-Z]\w+:", line) else ""
         elif line.startswith("    ") and not before and not section and not formula:
             made += ["::", ""]
             formula = True
-        made.append(line if formula else _escaped(line))
+        if section == "Returns:" and line:
+            line = f"    {line.strip()}" if before != section else f":returns: {line.strip()}"
+        if line.strip() != "Returns:":
+            made.append(line if formula else _escaped(line))
     lines[:] = made
 
 
+def shorten(app: Any, what: str, name: str, value: Any, options: Any, given: str | None, result: str | None) -> Any:
+    """Return a signature in which arrays are arrays: their docstrings say of which shape and kind."""
+    array = re.compile(r"(~?numpy\.ndarray)\[~?(?:builtins\.)?tuple\[[^]]*\], ~?numpy\.dtype\[[^]]*\]\]")
+    return tuple(text and array.sub(r"\1", text).replace("<factory>", "...") for text in (given, result))
+
+
 def _escaped(line: str) -> str:
-    parts = re.split(r"(`[^`]+`)", line)
-    return "".join(f"`{part}`" if n % 2 else re.sub(r"([*|]|_(?!\w))", r"\\\1", part) for n, part in enumerate(parts))
+    """Return a line in which code and a stressed word stay what they are, and nothing else is taken for markup."""
+    parts = re.split(r"(`[^`]+`|(?<![\w*])\*\w+\*(?!\w))", line)
+    made = [f"`{part}`" if part.startswith("`") else part for part in parts]
+    made[::2] = [re.sub(r"([*|]|_(?!\w))", r"\\\1", part) for part in parts[::2]]
+    return "".join(made)
 
 
 # ---- Markdown -------------------------------------------------------------------------------------------------------
@@ -212,6 +228,7 @@ def _prose(text: str) -> str:
     """Return a docstring as Markdown reads it: what looks like a tag or a star is none, and papers have links."""
     parts = re.split(r"(`[^`]+`)", text)
     text = "".join(part if n % 2 else re.sub(r"([*<_])", r"\\\1", part) for n, part in enumerate(parts))
+    text = re.sub(r"(?<![\w`-])(--[\w-]+)", r"`\1`", text)
     return re.sub(r"arXiv:(\d{4}\.\d{4,5})", r"[arXiv:\1](https://arxiv.org/abs/\1)", text)
 
 

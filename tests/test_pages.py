@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import ast
+import importlib.util
 import re
 import tomllib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
@@ -16,7 +18,9 @@ from pages import FENCED, NAMES, ROOT, Block, blocks, command_lines, prose, read
 from ripieno import comparison_config, config
 from ripieno.arrays import read_predictions
 from ripieno.cli import app
+from ripieno.config import Config
 from ripieno.data.question import holds_texts, read_questions, read_texts
+from test_config import FULL
 
 COMMANDS: dict[str, Any] = get_command(app).commands  # type: ignore[attr-defined]
 EVERY = [block for name in NAMES for block in blocks(name)]
@@ -223,6 +227,50 @@ def test_the_tutorials_commands_are_those_of_the_readme() -> None:
     for page in ("docs/tutorial.md", "examples/support_tickets/README.md"):
         found = [[word.removeprefix("tickets/") for word in words] for words in ripieno_commands(page)[:3]]
         assert found == expected, page
+
+
+# ---- pages that are made from the program -------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def reference() -> ModuleType:
+    """What fills them when the site is built."""
+    spec = importlib.util.spec_from_file_location("reference", ROOT / "docs/reference.py")
+    assert spec
+    assert spec.loader
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def table(page: str) -> dict[str, str]:
+    """Return the first cell of each row of a page's tables, without its code font, and the last."""
+    lines = [line.strip("| ").split(" | ") for line in page.splitlines() if line.startswith("| `")]
+    return {cells[0].split("`")[1]: cells[-1].strip(" |") for cells in lines}
+
+
+def test_every_key_of_a_config_is_listed_with_its_meaning(reference: ModuleType) -> None:
+    listed = table(reference.configuration())
+    whole = Config.model_validate(FULL).model_dump()
+    of_rows = {f"rows[].{key}" for key in comparison_config.MethodRow.model_fields}
+    own = set(comparison_config.Comparison.model_fields) - set(config.Experiment.model_fields) - {"rows"}
+    inside = {"prompt.few_shot", "training.variational", "training.repulsion"}  # sections that may be left out
+    assert set(listed) == {*leaves(whole), *of_rows, *own, *inside}
+    assert [key for key, meaning in listed.items() if len(meaning) < 4] == []
+
+
+def leaves(content: dict[str, Any], prefix: str = "") -> Iterator[str]:
+    for key, value in content.items():
+        yield from leaves(value, f"{prefix}{key}.") if isinstance(value, dict) else [f"{prefix}{key}"]
+
+
+def test_every_command_and_option_is_listed_with_its_meaning(reference: ModuleType) -> None:
+    sections = re.split(r"^## ripieno ", reference.commands(), flags=re.MULTILINE)[1:]
+    listed = {name: table(body) for name, _, body in (section.partition("\n") for section in sections)}
+    assert set(listed) == set(COMMANDS)
+    for name, command in COMMANDS.items():
+        assert len(listed[name]) == len(command.params)
+        assert all(listed[name].values()), name
 
 
 # ---- links, and a place for every page ------------------------------------------------------------------------------

@@ -8,7 +8,7 @@ import math
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal, Self, TypeVar, get_args
+from typing import Annotated, Any, Literal, Self, TypeVar, get_args
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -73,7 +73,7 @@ class Adapter(Section):
     targets: Literal["auto", "all-linear"] | tuple[str, ...] = "auto"
     """Names of linear modules; `auto` is q_proj and v_proj, or else the family's fused attention projection."""
     rank: PositiveInt = 8
-    """Of B A."""
+    """Of B A: in how many directions a member can change what a layer does."""
     alpha: Annotated[float, Field(gt=0)] = 16.0
     """The scale is alpha / rank, or alpha / sqrt(rank) with `rslora`."""
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
@@ -402,7 +402,7 @@ class _Loader(yaml.SafeLoader):
     true and false: `on` is a key of ours, and `no` and `yes` are labels.
     """
 
-    yaml_implicit_resolvers: ClassVar[dict[Any, Any]] = {
+    yaml_implicit_resolvers = {  # noqa: RUF012 (PyYAML's)
         first: [(tag, pattern) for tag, pattern in of_first if tag != _BOOL or first in "tTfF"]
         for first, of_first in yaml.SafeLoader.yaml_implicit_resolvers.items()
     }
