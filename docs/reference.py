@@ -8,11 +8,12 @@ from __future__ import annotations
 import importlib
 import inspect
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Sequence, Set
 from pathlib import Path
 from typing import Any, get_args
 
 import typer
+import yaml
 
 from ripieno import cli, comparison_config, config, measures
 
@@ -31,6 +32,10 @@ TAKEN = {
         "ripieno.measures.accuracy.Recall", "ripieno.measures.selective.Decision",
         "ripieno.measures.selective.RiskCoverage", "ripieno.measures.table.Estimate",
     ),
+    "Configs": ("ripieno.config.load",),
+    "Methods": (
+        "ripieno.methods.Method", "ripieno.methods.names", "ripieno.methods.named", "ripieno.methods.trained.Trained",
+    ),
     "Errors": ("ripieno.errors.UserError", "ripieno.errors.EnvironmentFault"),
 }  # fmt: skip
 
@@ -44,17 +49,14 @@ def configuration() -> str:
     return text + _section("A comparison", comparison_config.Comparison, "", leave=set(config.Experiment.model_fields))
 
 
-def _section(
-    title: str, kind: type[config.Section], prefix: str, leave: frozenset[str] | set[str] = frozenset()
-) -> str:
+def _section(title: str, kind: type[config.Section], prefix: str, leave: Set[str] = frozenset()) -> str:
     rows, inside = [], []
     for name, field in kind.model_fields.items():
         if name in leave:
             continue
         key = f"{prefix}{name}"
         if (section := _inner(field.annotation)) is not None:
-            many = "[]." if get_args(field.annotation) and _is_tuple(field.annotation) else "."
-            inside.append(_section(f"`{key}`", section, f"{key}{many}"))
+            inside.append(_section(f"`{key}`", section, f"{key}[]." if "tuple" in str(field.annotation) else f"{key}."))
             if field.default is not None:  # always there: its own table says it all
                 continue
         default = field.get_default(call_default_factory=True)
@@ -69,10 +71,6 @@ def _inner(annotation: Any) -> type[config.Section] | None:
     if isinstance(annotation, type) and issubclass(annotation, config.Section):
         return annotation
     return next((found for one in get_args(annotation) if (found := _inner(one)) is not None), None)
-
-
-def _is_tuple(annotation: Any) -> bool:
-    return "tuple" in str(annotation)
 
 
 def _kind(annotation: Any) -> str:
@@ -98,7 +96,7 @@ def _kind(annotation: Any) -> str:
 
 def _value(value: Any) -> str:
     """Return a default as YAML has it."""
-    return config.yaml.safe_dump(_plain(value), default_flow_style=True).removesuffix("...\n").strip()
+    return yaml.safe_dump(_plain(value), default_flow_style=True).removesuffix("...\n").strip()
 
 
 def _plain(value: Any) -> Any:
@@ -158,7 +156,7 @@ def _documented(title: str, names: Sequence[str], about: str = "") -> str:
         home, _, last = name.rpartition(".")
         value = getattr(importlib.import_module(home), last)
         lines.append(f".. auto{_directive(value)}:: {name}")
-        lines += ["   :members:", ""] if inspect.isclass(value) else [""]
+        lines += ["   :members:", "   :exclude-members: model_config", ""] if inspect.isclass(value) else [""]
     return "\n".join([f"\n## {title}\n", about, "", "```{eval-rst}", *lines, "```\n"])
 
 

@@ -204,8 +204,9 @@ def spoken() -> str:
 
 
 def says(texts: str, words: list[str]) -> bool:
-    """Return whether the program says these words, in one piece or in two that a name is put between."""
-    cuts = [(" ".join(words[:n]), " ".join(words[n:])) for n in range(len(words))]
+    """Return whether the program says these words, in one piece or in two that it puts together."""
+    alone = words[0].istitle()  # a sentence may begin with a word and go on with another text
+    cuts = [(" ".join(words[:n]), " ".join(words[n:])) for n in range(len(words)) if n != 1 or alone]
     return any(first in texts and second in texts for first, second in cuts)
 
 
