@@ -32,6 +32,7 @@ PYTHON = {
     "docs/adapters.md": f"{GUIDES}adapters_come_in_and_are_handed_on",
     "docs/add-a-data-set.md": f"{GUIDES}a_data_set_is_added",
     "docs/add-a-method.md": f"{METHOD}draws_differ_repeat_and_are_adapters_that_peft_reads",
+    "docs/serving.md": "end_to_end/test_serving.py::test_python_of_the_page_asks",
     "docs/api.md": f"{README}python_of_the_page_of_public_names",
 }
 # Commands that a test runs as they stand, on a tiny model: which one. Those of other pages are parsed by the program.

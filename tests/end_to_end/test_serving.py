@@ -25,6 +25,7 @@ from commands import one_line, ripieno, rows, works, write_config, write_rows
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from pages import blocks, run_python
 from ripieno import Ensemble
 from ripieno.data.question import Question, read_questions
 from ripieno.decisions import UNLIKE, Decision
@@ -193,6 +194,15 @@ def test_many_callers_get_what_predict_says_each_their_own(service: Served, cert
             # What is pooled is the members' mean.
             np.testing.assert_allclose(np.mean(answer["members"], axis=0), answer["probs"], rtol=0, atol=1e-12)
             assert [len(member) for member in answer["members"]] == [len(question.choices)] * 2
+
+
+def test_python_of_the_page_asks(service: Served, certified: Certified) -> None:
+    names = {"service": f"http://127.0.0.1:{service.port}"}
+    [block] = blocks("docs/serving.md", "python")
+    [line] = run_python(block, names).splitlines()
+    question = Question("x", "Where does a plant get light?", ("near a window", "in a drawer"))
+    [expected] = certified.ensemble.decide([question], RISK)
+    assert line == f"{expected.answered} {expected.answer_text} {expected.reason}"
 
 
 def test_two_callers_may_choose_the_same_id(service: Served, certified: Certified) -> None:
@@ -461,13 +471,7 @@ def test_a_service_under_load_is_killed_started_again_and_stopped(certified: Cer
     assert " refused" in refused, "twice what it can answer is too much"
 
 
-def test_a_public_address_takes_a_token(certified: Certified, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("RIPIENO_TOKEN", raising=False)
-    refused = one_line(ripieno("serve", certified.run.path, "--host", "0.0.0.0"), 2)
-    assert "others can reach this address, and nothing would keep them out; give --token-file FILE" in refused
-    short = tmp_path / "token"
-    short.write_text("short\n")
-    assert "16 or more" in one_line(ripieno("serve", certified.run.path, "--token-file", short), 2)
+def test_an_address_that_is_taken_is_said_so(certified: Certified) -> None:
     taken = socket.create_server(("127.0.0.1", 0))
     said = one_line(ripieno("serve", certified.run.path, "--port", str(taken.getsockname()[1])), 1)
     assert "Address already in use); choose another port" in said
