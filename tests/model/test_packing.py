@@ -21,7 +21,8 @@ from ripieno.model.backbone import Backbone
 from ripieno.model.batching import Row
 from ripieno.model.packed import KeyValueCache
 from ripieno.model.packing import KeyValues, lay_out, parts, shared_fronts
-from ripieno.model.scoring import PROBED_WINDOW, Engine, small_copy
+from ripieno.model.padded import PaddedEngine
+from ripieno.model.scoring import PROBED_WINDOW, Engine, _probing_trees, small_copy
 from ripieno.model.trees import TokenSequence, TokenTree
 
 PACKED = [family for family in FAMILIES if family not in ("bloom", "mamba", "falcon")]
@@ -333,6 +334,16 @@ def test_the_probes_copy_has_two_layers_and_short_windows_and_changes_nothing(fa
     assert made.model.config.num_hidden_layers == 2
     assert set(made.windows) == set(backbone.windows)
     assert all(made.windows[kind] == (PROBED_WINDOW if window else None) for kind, window in backbone.windows.items())
+
+
+def test_scores_of_the_probes_copy_do_not_grow_with_the_width() -> None:
+    """Else half precision rounds a 7B base's by more than the probe allows, and it would run padded."""
+    largest = []
+    for width in (64, 1024):
+        made = small_copy(Backbone(tiny_model("llama", hidden_size=width, head_dim=32), None, {}, None))
+        found = PaddedEngine(made, None).likelihoods((), [_probing_trees(made.model.config.vocab_size)], None)[0]
+        largest.append(float(found.detach().abs().max()))
+    assert largest[1] < 1.5 * largest[0]  # sqrt(1024 / 64) = 4 times, if weights stayed as large
 
 
 def test_positions_that_the_longest_text_decides_are_not_packed() -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import inspect
+import math
 from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -244,7 +245,8 @@ def _rope_types(settings: Any) -> set[str]:
 def small_copy(backbone: Backbone) -> Backbone:
     """Return a random model of the same family and widths, of as few layers as hold each kind, with short windows.
 
-    Its weights are ten times as large as is usual: attention that is not flat shows what a wrong mask changes.
+    Its weights are several times as large as is usual: attention that is not flat shows what a wrong mask changes. They
+    get smaller with the width, so that scores do not grow beyond what half precision tells apart.
     """
     settings = copy.deepcopy(backbone.model.config)
     text = settings.get_text_config()
@@ -255,7 +257,8 @@ def small_copy(backbone: Backbone) -> Backbone:
     text.num_hidden_layers = 2
     if getattr(text, "sliding_window", None) is not None:
         text.sliding_window = PROBED_WINDOW
-    for name, small in (("vocab_size", 256), ("initializer_range", 0.2), *((width, 64) for width in MLP_WIDTHS)):
+    spread = 2 / math.sqrt(text.hidden_size)
+    for name, small in (("vocab_size", 256), ("initializer_range", spread), *((width, 64) for width in MLP_WIDTHS)):
         if hasattr(text, name):
             setattr(text, name, small)
     text.pad_token_id = text.bos_token_id = text.eos_token_id = None
