@@ -159,7 +159,7 @@ class Callers:
         self.service, self.questions, self.expected, self.each, self.count = service, questions, expected, each, count
 
     def load(self, seconds: float, rate: float | None) -> Iterator[float]:
-        """Ask for some seconds, `rate` requests a second, or as fast as answers come; yield each second that passes.
+        """Ask for some seconds, `rate` requests a second, or as fast as answers come; yield as time passes.
 
         What was found is in `found` after the last.
         """
@@ -167,10 +167,15 @@ class Callers:
         due: queue.SimpleQueue[float | None] = queue.SimpleQueue()
         lock, ended = threading.Lock(), threading.Event()
 
+        def next_due() -> float | None:
+            if rate is not None:
+                return due.get()
+            return None if ended.is_set() else time.monotonic()
+
         def call(number: int) -> None:
             draw = random.Random(number)
             connection = http.client.HTTPConnection("127.0.0.1", self.service.port, timeout=60)
-            while (at := time.monotonic() if rate is None else due.get()) is not None and not ended.is_set():
+            while (at := next_due()) is not None:
                 batch = draw.sample(self.questions, self.each)
                 body = json.dumps({"questions": [row(question) for question in batch]})
                 try:
@@ -190,25 +195,25 @@ class Callers:
                     time.sleep(0.05)
             connection.close()
 
+        def clock(rate: float) -> None:
+            for number in range(int(seconds * rate)):
+                time.sleep(max(0.0, begin + number / rate - time.monotonic()))
+                due.put(begin + number / rate)
+            for _ in threads:
+                due.put(None)
+
         threads = [threading.Thread(target=call, args=(number,)) for number in range(self.count)]
         for thread in threads:
             thread.start()
-        sent, second = 0, 0
+        if rate is not None:
+            threads.append(threading.Thread(target=clock, args=(rate,)))
+            threads[-1].start()
         while (passed := time.monotonic() - begin) < seconds:
-            if rate is not None:
-                while sent < passed * rate:
-                    due.put(begin + sent / rate)
-                    sent += 1
-            if passed >= second:
-                second += 1
-                if self.service.process.poll() is None:
-                    self.found.memory.append((passed, self.service.memory))
-                yield passed
-            time.sleep(0.005)
-        if rate is None:
-            ended.set()
-        for _ in threads:
-            due.put(None)
+            if self.service.process.poll() is None:
+                self.found.memory.append((passed, self.service.memory))
+            yield passed  # the caller may take its time
+            time.sleep(min(1.0, seconds / 10))
+        ended.set()
         for thread in threads:
             thread.join()
 
