@@ -7,7 +7,6 @@ from collections.abc import Mapping
 from contextlib import asynccontextmanager
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
-from importlib.resources import files
 from typing import Annotated, Any
 
 from fastapi import Depends, FastAPI, HTTPException, Request
@@ -24,6 +23,7 @@ from ripieno.errors import UserError
 from ripieno.runs import RunFolder
 from ripieno.serving.batcher import Batcher, Full
 from ripieno.serving.gate import BodyLimit, OwnHost
+from ripieno.serving.page import HEADERS, REPORT_HEADERS, page
 
 LETTERS = 26
 PROBLEMS = {
@@ -241,10 +241,10 @@ def create_app(run: RunFolder, batcher: Batcher, limits: Limits, token: str | No
     @app.get("/v1/report", dependencies=guarded, response_class=HTMLResponse, responses=_problems(401, 404))
     def report() -> HTMLResponse:
         """The run's report, one page."""
-        page = run.report / "index.html"
-        if not page.is_file():
+        file = run.report / "index.html"
+        if not file.is_file():
             raise HTTPException(404, f"there is no report yet; make one: ripieno report {run.path}")
-        return HTMLResponse(page.read_bytes())
+        return HTMLResponse(file.read_bytes(), headers=REPORT_HEADERS)
 
     @app.get("/healthz")
     async def healthz() -> Health:
@@ -260,7 +260,7 @@ def create_app(run: RunFolder, batcher: Batcher, limits: Limits, token: str | No
 
     @app.get("/", response_class=HTMLResponse, include_in_schema=False)
     async def index() -> HTMLResponse:
-        return HTMLResponse(files("ripieno.serving").joinpath("page.html").read_bytes())
+        return HTMLResponse(page(), headers=HEADERS)
 
     return app
 
