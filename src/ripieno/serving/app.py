@@ -283,7 +283,7 @@ def _about(run: RunFolder, config: Config, batcher: Batcher, limits: Limits) -> 
         made = PromiseMade(
             risk=promise.risk,
             confidence=promise.confidence,
-            answered=promise.answered,
+            answered=promise.coverage,
             rule=batcher.certificate.rule.when(promise.threshold),
         )
     return About(
