@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 
 import numpy as np
+
 from ripieno.report.templates import environment
 from ripieno.tokens import Summary, Tokens, summarise
 
@@ -59,7 +60,8 @@ def build(tokens: Tokens, *, run: str, file: str, facts: Mapping[str, str]) -> s
         ValueError: no token is predicted.
     """
     summary = summarise(tokens)
-    return environment().get_template("heatmap.html").render(
+    template = environment().get_template("heatmap.html")
+    return template.render(
         run=run,
         file=file,
         who=reader(tokens),
