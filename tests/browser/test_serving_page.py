@@ -14,7 +14,7 @@ import uvicorn
 from asked import HOSTILE
 from axe_playwright_python.sync_playwright import Axe
 from commands import rows, works, write_config, write_rows
-from playwright.sync_api import Browser, Error, Page
+from playwright.sync_api import Browser, Error, Page, expect
 
 from families import save_tiny
 from ripieno.data.question import questions_of_rows
@@ -29,6 +29,7 @@ from ripieno.serving.server import listen
 TOKEN = "a-token-of-a-test"
 RISK, LABELS = 0.9, ["bird", "cat", "fish"]
 DARK_PHONE = {"viewport": {"width": 360, "height": 740}, "color_scheme": "dark"}
+GONE = "The service does not answer; it may have been stopped. Try again once it runs."
 LONG = "Llanfairpwllgwyngyllgogerychwyrndrobwllllantysiliogogogoch"
 FOCUSED = (
     "document.activeElement.id || document.activeElement.getAttribute('aria-label') || document.activeElement.innerText"
@@ -196,12 +197,12 @@ def test_asked_by_keyboard_alone(page: Page, service: Service) -> None:
     press = page.keyboard
     seen = []
 
-    def tab(key: str = "Tab") -> str:
-        press.press(key)
+    def tab() -> str:
+        press.press("Tab")
         seen.append(page.evaluate("getComputedStyle(document.activeElement).outlineStyle"))
         return str(page.evaluate(FOCUSED))
 
-    assert page.evaluate(FOCUSED) == "question"
+    assert tab() == "question"
     first, _, rest = service.answered["question"].partition(" ")
     press.type(first)
     press.press("Enter")  # a line of its own, and nothing is asked or lost
@@ -352,7 +353,7 @@ def test_what_goes_wrong_is_said_in_place(page: Page, service: Service, monkeypa
 
     def says(words: str) -> None:
         page.click("#send")
-        page.wait_for_function("words => document.getElementById('problem').textContent === words", arg=words)
+        expect(page.locator("#problem")).to_have_text(words)
         assert page.get_attribute("#problem", "role") == "alert"
         assert page.evaluate(FOCUSED) == "send"
         assert page.is_hidden("#opened")
@@ -375,8 +376,7 @@ def test_what_goes_wrong_is_said_in_place(page: Page, service: Service, monkeypa
         says(words)
         page.unroute("**/decide")
     page.context.set_offline(True)
-    page.click("#send")
-    page.wait_for_function("document.getElementById('problem').textContent.startsWith('The service does not answer')")
+    says(GONE)
     page.context.set_offline(False)
     ask(page, service.answered)  # as if nothing had been
     assert page.inner_text("#problem") == ""
@@ -408,6 +408,19 @@ def test_axe_finds_nothing_and_nothing_scrolls_sideways(page: Page, service: Ser
     beside = frame["x"] >= asked["x"] + asked["width"]
     assert beside == wide
     assert page.frame_locator("#report iframe").locator("body").evaluate(f"() => {fits}")
+
+
+def test_a_service_that_is_not_there_yet_can_be_tried_again(page: Page, service: Service) -> None:
+    page.route("**/v1/run", lambda route: route.abort())
+    page.goto(service.url)
+    page.wait_for_selector("#again:visible")
+    assert page.inner_text("#trouble") == GONE
+    assert page.is_hidden("#ask")
+    page.unroute("**/v1/run")
+    page.click("#again")
+    page.wait_for_selector("#ask:visible")
+    assert page.inner_text("#trouble") == ""
+    assert page.evaluate(FOCUSED) == "question"
 
 
 def test_headers_keep_it_to_itself(browser: Browser, service: Service) -> None:
