@@ -246,7 +246,7 @@ def test_answers_and_hands_over(page: Page, service: Service, monkeypatch: pytes
         assert decision["answered"] == answered
         is_as_decided(page, decision, question["choices"])
         said = page.inner_text("#said strong")
-        assert said.startswith("Answered: ") if answered == "yes" else said == "A person should decide"
+        assert said.startswith("Answered: ") if answered == "yes" else said == "Handed over to a person"
         if decision["prediction_set"] and len(decision["prediction_set"]) < 3:
             letters = ", ".join("ABC"[k] for k in decision["prediction_set"])
             assert f"cannot be ruled out: {letters}." in page.inner_text("#opened .why")
@@ -277,7 +277,7 @@ def test_what_is_too_long_is_handed_over(page: Page, service: Service) -> None:
     fill(page, {"question": "a " * 600, "choices": ["a", "b"]})
     page.click("#send")
     page.wait_for_selector("#said .verdict")
-    assert page.inner_text("#said strong") == "A person should decide"
+    assert page.inner_text("#said strong") == "Handed over to a person"
     assert "Not asked: it is longer than" in page.inner_text("#said")
     assert page.is_hidden("#opened")
 
