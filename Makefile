@@ -3,7 +3,7 @@ PYTHON ?= python3
 # What Python compiled is kept, whatever the shell says: tests and launchers start many processes.
 export PYTHONDONTWRITEBYTECODE =
 
-.PHONY: install browser demo test torture test-slurm oracles bench lint clean
+.PHONY: install browser demo test docs torture test-slurm oracles bench lint clean
 
 install: .venv/.installed
 
@@ -25,6 +25,11 @@ demo: install
 # One thread a process: two processes fill two cores, and the tests' tiny models gain nothing from more.
 test: install browser
 	OMP_NUM_THREADS=1 .venv/bin/pytest -n 2 --dist worksteal --ignore tests/oracles --ignore tests/slurm
+
+# The site, docs/_build/index.html, from docs/ and the program itself, without a network. Every warning is an error: a link
+# that leads nowhere, a page that is in no list, a name that is not documented.
+docs: install
+	.venv/bin/sphinx-build -c docs --builder html --fresh-env --nitpicky --fail-on-warning --keep-going --quiet . docs/_build
 
 # Every fault and every fuzzer, many times, and a table of them: half an hour on two cores. `make test` does a few of each.
 torture: install

@@ -81,6 +81,14 @@ def changed(content: dict[str, Any], key: str, value: Any) -> dict[str, Any]:
 # ---- in and out -------------------------------------------------------------------------------------------------
 
 
+def test_on_no_and_yes_are_words(tmp_path: Path) -> None:
+    """In YAML 1.1, which PyYAML reads, they are booleans; a switch may still be written with them."""
+    text = "name: a\ndata: {train: [a.jsonl], labels: [no, yes, off]}\nlaunch: {on: ray}\ntraining: {bagging: yes}\n"
+    config = load(write(tmp_path, text))
+    assert (config.data.labels, config.launch.on, config.training.bagging) == (("no", "yes", "off"), "ray", True)
+    assert load(write(tmp_path, config.to_yaml())) == config
+
+
 @pytest.mark.parametrize("content", [MINIMAL, FULL], ids=["minimal", "full"])
 def test_what_is_written_is_read_back(content: dict[str, Any], tmp_path: Path) -> None:
     config = parse(content)

@@ -30,6 +30,7 @@ WITHOUT_RESULT: dict[str, Any] = {
 }
 DEEPEST, LONGEST, MOST_VALUES = 50, 2**16, 50_000  # of a config: levels of nesting, characters, values
 TOO_DEEP = f"it is nested over {DEEPEST} levels deep"
+_BOOL = "tag:yaml.org,2002:bool"
 _BRANCHES = ("int", "float", "constrained-int", "constrained-float")
 # pydantic's names of errors -> what should stand there, where its own words are a programmer's.
 _EXPECTED = {
@@ -72,9 +73,11 @@ class Adapter(Section):
     targets: Literal["auto", "all-linear"] | tuple[str, ...] = "auto"
     """Names of linear modules; `auto` is q_proj and v_proj, or else the family's fused attention projection."""
     rank: PositiveInt = 8
+    """Of B A: in how many directions a member can change what a layer does."""
     alpha: Annotated[float, Field(gt=0)] = 16.0
     """The scale is alpha / rank, or alpha / sqrt(rank) with `rslora`."""
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Share of the adapters' inputs that training sets to 0; when a member is asked, none."""
     rslora: bool = False
     """Rank-stabilised scaling (arXiv:2312.03732)."""
     member_ranks: tuple[PositiveInt, ...] = ()
@@ -96,6 +99,7 @@ class FewShot(Section):
     dataset: str
     """A named split, such as `mmlu:all/dev`."""
     count: PositiveInt = 5
+    """How many."""
     same_subject: bool = True
     """Take the examples of the question's own subject, where it has one."""
 
@@ -104,7 +108,10 @@ class Prompt(Section):
     """How a question is put to the model, and how a choice is scored."""
 
     template: TemplateName = "text-listed"
+    """`letters`, `paper` (its wording): the choices stand in the prompt, the answer is a letter. `text-listed`: they
+    stand there, the answer is a choice's own text. `text`: the same, without the list."""
     few_shot: FewShot | None = None
+    """Solved examples that stand before each question."""
     normalisation: Literal["sum", "token", "byte"] = "sum"
     """Text templates: a choice's summed log-likelihood, or its mean over tokens or bytes."""
     terminator: Literal["newline", "end_of_text"] = "newline"
@@ -115,6 +122,7 @@ class Data(Section):
     """Which questions play which role (`NAME[:PART]/SPLIT[+SPLIT][[A%:B%]]`, or a path to a file)."""
 
     train: tuple[str, ...]
+    """What the members learn."""
     validation: tuple[str, ...] = ()
     """For early stopping and hyperparameters."""
     calibration: tuple[str, ...] = ()
@@ -124,6 +132,7 @@ class Data(Section):
     test: tuple[str, ...] = ()
     """In domain."""
     out_of_domain: tuple[str, ...] = ()
+    """Questions of another kind, to see whether the ensemble notices."""
     labels: tuple[str, ...] | None = None
     """Fixed-label classification: files of `text,label` become questions with these choices."""
     seed: int = 0
@@ -138,7 +147,9 @@ class Variational(Section):
     """
 
     prior_std: Annotated[float, Field(gt=0)] = 0.2
+    """Of every entry of A."""
     initial_std: Annotated[float, Field(ge=0)] = 0.002
+    """Of every entry of A before the first step."""
     divergence_rate: Annotated[float, Field(ge=0)] = 0.02
     """Learning rate of the divergence; it follows the loss's schedule, and an epoch's steps share one divergence."""
 
@@ -166,12 +177,15 @@ class Training(Section):
     """How the members are trained."""
 
     members: PositiveInt = 5
+    """How many."""
     seed: int = 0
     """A member's own seed, from which initialisation, order and dropout follow, comes from this and its number."""
     epochs: PositiveInt = 3
+    """How often a member sees its questions."""
     loss: Literal["choices", "answer_token", "next_token"] = "choices"
     """`choices`: over the K choices; `answer_token`: over the vocabulary at the answer; `next_token`: every token."""
     learning_rate: Annotated[float, Field(gt=0)] = 1e-4
+    """Of AdamW."""
     schedule: Literal["constant", "linear", "cosine"] = "constant"
     """Of the learning rate after the warm-up; `linear` and `cosine` fall to 0 at the last step."""
     warmup: Annotated[float, Field(ge=0, lt=1)] = 0.0
@@ -179,6 +193,7 @@ class Training(Section):
     batch_size: PositiveInt = 8
     """Questions a step and member; more than fit in memory at once are accumulated."""
     weight_decay: Annotated[float, Field(ge=0)] = 0.0
+    """Of AdamW, on A and B alike."""
     lora_l2: Annotated[float, Field(ge=0)] = 0.0
     """lambda of lambda * sum ||B A||_F^2, once a step (arXiv:2402.12264, its regulariser)."""
     variational: Variational | None = None
@@ -215,7 +230,9 @@ class Evaluation(Section):
     """What is computed for each evaluated question."""
 
     max_tokens: PositiveInt | None = None
+    """Longest prompt with a choice; the base's own limit where null."""
     too_long: TooLong = "error"
+    """As `training.too_long`."""
     fixed_letters: bool = False
     """Letters: also store the log-probabilities of a to e, whatever K (the paper's variant)."""
     store_top: PositiveInt | Literal["all"] | None = None
@@ -229,17 +246,22 @@ class Compute(Section):
     """Where and how large the passes are; nothing here changes results beyond rounding."""
 
     device: str = "auto"
+    """`cpu`, `cuda` or `cuda:1`; `auto` is a GPU where there is one."""
     members_per_pass: PositiveInt | Literal["auto"] = "auto"
+    """Members that share a forward pass; the others take turns."""
     batch_tokens: PositiveInt | Literal["auto"] = "auto"
     """Most tokens in a forward pass, padding included where a model has to run padded."""
     threads: PositiveInt | None = None
+    """Of the CPU; what torch chooses where null."""
 
 
 class Slurm(Section):
     """What each job of an array asks Slurm for."""
 
     partition: str | None = None
+    """Which queue."""
     account: str | None = None
+    """Who is charged."""
     time: str | None = None
     """Longest time of a job, such as 04:00:00; one that runs out of it is queued again, and goes on."""
     memory: str | None = None
@@ -254,6 +276,7 @@ class Launch(Section):
     """Where the members and the questions are shared out; nothing here changes results beyond rounding."""
 
     on: Literal["local", "ray", "slurm"] = "local"
+    """On this machine, on a Ray cluster, or as Slurm jobs (docs/launching.md)."""
     workers: PositiveInt | Literal["auto"] = "auto"
     """Processes that share out members, or questions. `auto`: locally one a GPU, or one with all cores; on Ray one a
     GPU of the cluster, or else one a node; on Slurm it has to be said."""
@@ -270,12 +293,14 @@ class Launch(Section):
     storage: str | None = None
     """A folder that all nodes reach, as an fsspec URL such as s3://bucket/runs; by default they share the run's."""
     slurm: Slurm = Slurm()
+    """What Slurm is asked for."""
 
 
 class Experiment(Section):
     """What an experiment is made of: the sections of a config, and of a comparison of several ways to train."""
 
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+    """Of the run's folder, runs/NAME, where no other is given."""
     base: Base = Base()
     adapter: Adapter = Adapter()
     prompt: Prompt = Prompt()
@@ -373,8 +398,14 @@ def read(path: Path, settings: Sequence[str] = ()) -> dict[str, Any]:
 class _Loader(yaml.SafeLoader):
     """The safe kind, in which no key stands twice: the first one would be lost without a word.
 
-    It gives up on brackets in brackets before it looks for where all of them end.
+    It gives up on brackets in brackets before it looks for where all of them end. Its booleans are those of YAML 1.2,
+    true and false: `on` is a key of ours, and `no` and `yes` are labels.
     """
+
+    yaml_implicit_resolvers = {  # noqa: RUF012 (PyYAML's)
+        first: [(tag, pattern) for tag, pattern in of_first if tag != _BOOL or first in "tTfF"]
+        for first, of_first in yaml.SafeLoader.yaml_implicit_resolvers.items()
+    }
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         met: set[str] = set()

@@ -279,8 +279,12 @@ def _train(
     with _peak(device) as peak:
         line, _, _, drawn = take("first", order[-1:])
         begun, of_begun = line["seconds"], sum(_epoch_operations(engine, rows) for rows in drawn.of.values())
-        count = max(FEWEST_STEPS, int(STEPS_SECONDS / line["seconds"]))
-        line, seconds, run, drawn = take("measured", _evenly(order, count))
+
+        def steps(count: int) -> tuple[float, tuple[dict[str, Any], float, RunFolder, _Drawn]]:
+            found = take(f"{count}-steps", _evenly(order, count))
+            return found[0]["seconds"], found
+
+        line, seconds, run, drawn = _filling(steps, FEWEST_STEPS, len(order), STEPS_SECONDS, begun)
     operations = sum(_epoch_operations(engine, rows) for rows in drawn.of.values())
     [state, *_] = sorted((run.path / "resume").glob("*.safetensors"))
     bytes_of_state = state.stat().st_size
@@ -321,17 +325,16 @@ def _ask(ensemble: Ensemble, sets: Sequence[Asked], device: torch.device) -> _As
     ordered = [question for question, _ in sorted(pairs, key=lambda pair: pair[1].read)]
     positions = range(min(ensemble.members_per_pass, len(stack.members)))
 
-    def ask(count: int) -> tuple[float, float, Predictions]:
+    def ask(count: int) -> tuple[float, tuple[float, float, Predictions]]:
         some = ensemble.encode(_evenly(ordered, count), bare=ensemble.evaluation.unconditional)
         engine.forget()
         before = engine.meter.operations
         p, seconds = _timed(lambda: ensemble.answer(some, positions))
-        return seconds, engine.meter.operations - before, p
+        return seconds, (seconds, engine.meter.operations - before, p)
 
     with _peak(device) as peak:
-        first, of_first, _ = ask(1)
-        seconds, _, _ = ask(4)
-        seconds, operations, p = ask(max(4, int(4 * ASKING_SECONDS / seconds)))
+        _, (first, of_first, _) = ask(1)
+        seconds, operations, p = _filling(ask, 4, len(ordered), ASKING_SECONDS, ask(4)[0] / 4)
 
     def merge() -> None:
         with stack.merged(0):
@@ -362,14 +365,13 @@ def _read(engine: Engine, trees: Sequence[TokenTree], device: torch.device) -> t
     def read(count: int) -> tuple[float, float]:
         some = _evenly(ordered, count)
         _, seconds = _timed(lambda: read_prompts(engine, some))
-        return seconds, seconds / operations(some)
+        return seconds, seconds / operations(some)  # the second is the rate
 
     def operations(some: Iterable[TokenTree]) -> float:
         return sum(engine.meter.count(len(tree.question), len(tree.question)) for tree in some)
 
     with _peak(device) as peak:
-        seconds, _ = read(4)
-        _, rate = read(max(4, int(4 * PROMPTS_SECONDS / seconds)))
+        rate = _filling(read, 4, len(ordered), PROMPTS_SECONDS, read(4)[0] / 4)
     return rate * operations(trees), peak.bytes
 
 
@@ -398,9 +400,32 @@ def _evenly(ordered: Sequence[Result], count: int) -> list[Result]:
     return [ordered[int((n + 0.5) * len(ordered) / count)] for n in range(count)]
 
 
+def _filling(
+    measure: Callable[[int], tuple[float, Result]], fewest: int, most: int, seconds: float, pace: float
+) -> Result:
+    """Measure so many things that it takes about some seconds, or all, and return what that gave.
+
+    What it took for fewer says how many they are; a GPU's first passes are slow, and say too few at first.
+
+    Args:
+        measure: takes how many, and returns the seconds and the result.
+        fewest, most: how many may be measured.
+        seconds: that it is to take; half of them at least, unless there are no more.
+        pace: seconds for one, by a first pass.
+    """
+    while True:
+        count = min(most, max(fewest, int(seconds / pace)))
+        took, found = measure(count)
+        if count == most or took > seconds / 2:
+            return found
+        pace = took / count
+
+
 def _timed(work: Callable[[], Result]) -> tuple[Result, float]:
     begin = time.perf_counter()
     found = work()
+    if torch.cuda.is_initialized():  # a GPU works on after it was told what to do
+        torch.cuda.synchronize()
     return found, time.perf_counter() - begin
 
 

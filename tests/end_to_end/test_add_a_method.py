@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,18 +14,18 @@ import yaml
 from commands import ripieno, rows, works, write_config, write_rows
 from sampled import saved, stored, trained
 
+import pages
 from ripieno import Ensemble, methods
 from ripieno.comparison import read, read_index
 from ripieno.data.question import read_questions
 from ripieno.runs import RunFolder
 
-PAGE = (Path(__file__).parents[2] / "docs/add-a-method.md").read_text(encoding="utf-8")
 EPOCHS, DRAWS, MEMBER = 2, 4, 0
 LABEL = f"swag-epoch-{EPOCHS:03d}"
 
 
 def blocks(language: str) -> list[str]:
-    return re.findall(rf"^```{language}\n(.*?)^```$", PAGE, re.DOTALL | re.MULTILINE)
+    return [block.code for block in pages.blocks("docs/add-a-method.md", language)]
 
 
 @pytest.fixture(scope="module", autouse=True)

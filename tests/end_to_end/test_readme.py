@@ -6,36 +6,32 @@ import csv
 import io
 import json
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import yaml
-from commands import ripieno, rows, works, write_rows
+from commands import Experiment, ripieno, rows, works, write_rows
 
+from pages import ROOT, blocks, command_lines, run_python
 from ripieno.data.question import read_questions
 
-README = Path(__file__).parents[2] / "README.md"
-
-
-def block(language: str, place: int = -1) -> str:
-    """Return a code block of the README in a language, by default the last one."""
-    blocks = re.findall(rf"```{language}\n(.*?)```", README.read_text(encoding="utf-8"), re.DOTALL)
-    return str(blocks[place])
-
-
-def commands_of(text: str) -> list[list[str]]:
-    return [line.split("#")[0].split() for line in text.splitlines() if line.startswith("ripieno")]
+CONSOLE = blocks("README.md", "console")
+THREE, STEPS, THEIRS = (command_lines(block) for block in CONSOLE[1:])
 
 
 def test_three_commands_lead_from_a_csv_to_a_refusal_or_decisions(
     tmp_path: Path, base: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    command = [sys.executable, str(README.parent / "examples/support_tickets/make_tickets.py"), "."]
+    command = [sys.executable, str(ROOT / "examples/support_tickets/make_tickets.py"), "."]
     subprocess.run([*command, "--count", "400", "--new", "25"], check=True)
-    init, train, predict = (command[1:] for command in commands_of(block("console", 1)))
+    init, train, predict = (command[1:] for command in THREE)
     assert (init[0], train[0], predict[0]) == ("init", "train", "predict")
     works(*init)
     works(*train, "--set", f"base.model={base}", "--set", "training.epochs=1", "--set", "adapter.rank=2")
@@ -54,27 +50,26 @@ def test_files_commands_and_python_of_the_readme_work(
 ) -> None:
     """Its question and its config, with a tiny base and fewer steps, through its commands and its Python."""
     monkeypatch.chdir(tmp_path)
-    shown = json.loads(block("json"))
+    shown = json.loads(blocks("README.md", "json")[0].code)
     write_rows(tmp_path / "questions.jsonl", [shown, *rows(49, seed=1)])
-    config = yaml.safe_load(block("yaml"))
+    config = yaml.safe_load(blocks("README.md", "yaml")[0].code)
     # A few of the foreign set's questions are enough here.
     config["data"]["out_of_domain"] = [f"{name}[0%:0.1%]" for name in config["data"]["out_of_domain"]]
     (tmp_path / "experiment.yaml").write_text(yaml.safe_dump(config), encoding="utf-8")
     small = [f"base.model={base}", "training.members=2", "training.epochs=1"]
     settings = [part for setting in small for part in ("--set", setting)]
 
-    commands = commands_of(block("console"))
     verbs = ["datasets", "train", "evaluate", "report", "analyze", "read", "certify", "predict"]
-    assert [command[1] for command in commands] == verbs
+    assert [command[1] for command in STEPS] == verbs
     (tmp_path / "notes.txt").write_text("A plant grows near the window.\n", encoding="utf-8")
     text = io.StringIO()
     csv.writer(text).writerows([["question", "choices"], [shown["question"], json.dumps(shown["choices"])]])
     (tmp_path / "new.csv").write_text(text.getvalue(), encoding="utf-8")
-    for command in commands[:-1]:
+    for command in STEPS[:-1]:
         said = works(*command[1:], *(settings if command[1] == "train" else []))
     # Five questions certify nothing, so the last command is refused; without a risk it answers.
     assert "Cannot be promised: at most 10% wrong" in said
-    predict = commands[-1][1:]
+    predict = STEPS[-1][1:]
     refused = ripieno(*predict)
     assert (refused.code, "--max-risk 0.1: was not promised" in refused.err) == (2, True)
     works(*predict[: predict.index("--max-risk")])
@@ -83,6 +78,36 @@ def test_files_commands_and_python_of_the_readme_work(
     assert list((tmp_path / "runs/experiment/read").glob("notes-*/index.html"))
 
     known = {"questions": read_questions(tmp_path / "questions.jsonl")[:3]}
-    exec(compile(block("python"), str(README), "exec"), known)
+    assert run_python(blocks("README.md", "python")[0], known) == ""
     assert known["p"].probs.shape[:2] == (2, 3)
     assert known["u"].total.shape == (3,)
+
+
+def test_another_programs_file_is_analysed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With the columns that docs/measures.md asks for, and no others."""
+    monkeypatch.chdir(tmp_path)
+    probs = np.random.default_rng(0).dirichlet(np.ones(4), size=(9, 2))  # [question, member, choice]
+    np.savez("theirs.npz", probs=probs, targets=np.zeros(9, dtype=int))
+    columns = {
+        "question_id": [f"q{n}" for n in range(9) for _ in range(2)],
+        "member": [0, 1] * 9,
+        "choice_log_probs": np.log(probs).reshape(18, 4).tolist(),
+        "target": [None] * 18,
+    }
+    pq.write_table(pa.table(columns), "foreign.parquet")
+    [words] = THEIRS
+    found = {row["measure"] for row in json.loads(works(*words[1:]))["rows"] if row["value"] is not None}
+    assert {"accuracy", "mutual_information", "ood_auroc_entropy"} <= found
+
+
+def test_python_of_the_page_of_public_names(
+    experiment: Experiment, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It trains nothing anew here: the run is there, and `train` finds it whole."""
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(experiment.path, tmp_path / "runs/tiny")
+    shutil.copy(experiment.config, "experiment.yaml")
+    known = {"questions": read_questions(Path(experiment.files["test"]))}
+    assert run_python(blocks("docs/api.md", "python")[0], known) == ""
+    assert known["p"].probs.shape[:2] == (3, 8)
+    assert known["u"].total.shape == (8,)

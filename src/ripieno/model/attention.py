@@ -7,6 +7,7 @@ refuses, and the model runs padded.
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -20,6 +21,7 @@ from transformers import AttentionInterface, PreTrainedModel
 from ripieno.model.packing import Packing
 
 NAME = "ripieno_packed"
+_SHARES_HEADS = "enable_gqa" in inspect.signature(varlen_attn).parameters  # torch 2.11 has no such parameter
 # Said to every attention function, and without meaning for this one: the keys know their positions already.
 _IGNORED = {"position_ids", "cache_position", "layer_idx"}
 
@@ -138,6 +140,11 @@ def by_runs(
         torch.cat([*(pair[n] for pair in known), own], dim=2)[0].transpose(0, 1)[runs.keys]
         for n, own in enumerate((key, value))
     )
+    sharing: dict[str, Any] = {}
+    if query.shape[1] != key.shape[1] and _SHARES_HEADS:
+        sharing["enable_gqa"] = True
+    elif query.shape[1] != key.shape[1]:
+        k, v = (x.repeat_interleave(query.shape[1] // x.shape[1], dim=1) for x in (k, v))
     found = varlen_attn(
         query[0].transpose(0, 1),
         k,
@@ -149,7 +156,7 @@ def by_runs(
         scale=scaling,
         # The kernel counts the tokens before a query alone.
         window_size=(-1 if window is None else window - 1, 0),
-        enable_gqa=query.shape[1] != key.shape[1],
+        **sharing,
     )
     assert isinstance(found, Tensor)
     return found

@@ -3,7 +3,6 @@
 # Without `from __future__ import annotations`: what a request may hold depends on the run, so its types are made here.
 import asyncio
 import secrets
-from collections.abc import Mapping
 from contextlib import asynccontextmanager
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
@@ -27,6 +26,7 @@ from ripieno.serving.page import HEADERS, REPORT_HEADERS, page
 
 LETTERS = 26
 PROBLEMS = {
+    404: "It was not made yet.",
     401: "The bearer token is missing or wrong.",
     408: "The request's body did not come in time.",
     413: "The request's body is too large.",
@@ -191,16 +191,15 @@ def create_app(run: RunFolder, batcher: Batcher, limits: Limits, token: str | No
     app.add_middleware(BodyLimit, limit=limits.body, seconds=limits.seconds)
     if hosts is not None:
         app.add_middleware(OwnHost, hosts=hosts)
-    bearer = HTTPBearer(auto_error=False, description="The service's token, where it was given one.")
+    bearer = HTTPBearer(auto_error=False, description="The service's token.")
 
     def allowed(credentials: Annotated[HTTPAuthorizationCredentials | None, Depends(bearer)]) -> None:
         given = "" if credentials is None else credentials.credentials
         if token is not None and not secrets.compare_digest(given.encode(), token.encode()):
-            raise HTTPException(
-                401, "give the service's token: Authorization: Bearer TOKEN", {"WWW-Authenticate": "Bearer"}
-            )
+            said = "give the service's token: Authorization: Bearer TOKEN"
+            raise HTTPException(401, said, {"WWW-Authenticate": "Bearer"})
 
-    guarded = [Depends(allowed)]
+    guarded = [] if token is None else [Depends(allowed)]
     rows: Any = list[_row(config)]  # type: ignore[misc]
     asked = create_model("Asked", questions=(rows, Field(min_length=1, max_length=limits.questions)))
 
@@ -272,8 +271,8 @@ def _row(config: Config) -> Any:
 
 
 def _problems(*codes: int) -> dict[int | str, dict[str, Any]]:
-    said: Mapping[int, str] = PROBLEMS
-    return {code: {"model": Problem, "description": said.get(code, "It is not there.")} for code in codes}
+    content = {"application/json": {"schema": Problem.model_json_schema()}}
+    return {code: {"description": PROBLEMS[code], "content": content} for code in codes}
 
 
 def _about(run: RunFolder, config: Config, batcher: Batcher, limits: Limits) -> About:

@@ -115,8 +115,10 @@ def read_token(file: Path | None) -> str | None:
     if file is not None:
         try:
             token = file.read_text(encoding="utf-8").strip()
-        except (OSError, UnicodeDecodeError) as error:
-            raise UserError(f"--token-file {file}: cannot be read ({error}); write one line of text to it") from None
+        except UnicodeDecodeError:
+            raise UserError(f"--token-file {file}: is no text; write one line of it") from None
+        except OSError as error:
+            raise UserError(f"--token-file {file}: cannot be read ({error.strerror}); write one line to it") from None
         where = f"--token-file {file}"
     elif TOKEN in os.environ:
         token, where = os.environ[TOKEN].strip(), TOKEN

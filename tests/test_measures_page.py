@@ -1,12 +1,9 @@
-"""What the documentation says is there, and what its code prints it prints."""
+"""docs/measures.md has an entry for every measure, and names what is there; what its code prints: test_pages.py."""
 
 from __future__ import annotations
 
-import contextlib
-import io
 import re
 from dataclasses import fields
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,16 +11,12 @@ import pytest
 from populations import random_predictions
 from typer.main import get_command
 
+from pages import ROOT, prose, read
 from ripieno import measures, tokens
-from ripieno.arrays import read_predictions
 from ripieno.cli import app
 from ripieno.measures import table
 
-ROOT = Path(__file__).resolve().parents[1]
-PAGES = sorted((ROOT / "docs").glob("*.md"))
-PAGE = (ROOT / "docs/measures.md").read_text(encoding="utf-8")
-FENCED = re.compile(r"^```(\w+)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
-PROSE = FENCED.sub("", PAGE)
+PAGE, PROSE = read("docs/measures.md"), prose("docs/measures.md")
 
 # What stands for what in the names of families.
 FAMILIES = {
@@ -114,21 +107,6 @@ def test_the_keys_of_a_row_and_the_fields_of_the_other_tables_are_explained() ->
         assert f"`{name}`" in PROSE.split("## Courses")[0], "the overview names every table"
 
 
-def test_code_prints_what_the_page_says() -> None:
-    blocks = FENCED.findall(PAGE)
-    namespace: dict[str, Any] = {}
-    ran = 0
-    for place, (language, code) in enumerate(blocks):
-        if language != "python":
-            continue
-        printed = io.StringIO()
-        with contextlib.redirect_stdout(printed):
-            exec(compile(code, f"docs/measures.md, block {place}", "exec"), namespace)
-        assert blocks[place + 1] == ("text", printed.getvalue())
-        ran += 1
-    assert ran == sum(language == "text" for language, _ in blocks) > 0
-
-
 def test_names_of_functions_are_public() -> None:
     """The page sends readers to `measures.NAME`, with or without arguments."""
     named = set(re.findall(r"\bmeasures\.(\w+)", PAGE))
@@ -136,60 +114,15 @@ def test_names_of_functions_are_public() -> None:
     assert len(named) > 20
 
 
-def test_commands_and_options_exist() -> None:
+def test_options_that_are_named_alone_belong_to_a_command() -> None:
     commands = get_command(app).commands  # type: ignore[attr-defined]
-    options = {
-        name: {option for parameter in command.params for option in parameter.opts}
-        for name, command in commands.items()
-    }
-    shown = "\n".join(code for language, code in FENCED.findall(PAGE) if language == "console")
-    lines = [line.partition("#")[0] for line in shown.splitlines()] + re.findall(r"`(ripieno \w+[^`]*)`", PROSE)
-    assert {line.split()[1] for line in lines} >= {"analyze", "report", "calibrate", "evaluate", "read"}
-    for line in lines:
-        _, command, *rest = line.split()
-        assert {word for word in rest if word.startswith("--")} <= options[command], line
-    # Options that are named alone belong to one of the commands.
-    alone = set(re.findall(r"`(--[\w-]+)", PROSE))
-    assert alone <= set().union(*options.values())
-
-
-def test_the_lines_of_another_programs_file_are_read(tmp_path: Path) -> None:
-    [lines] = [code for language, code in FENCED.findall(PAGE) if language == "json"]
-    file = tmp_path / "theirs.jsonl"
-    file.write_text(lines, encoding="utf-8")
-    [found] = read_predictions(file)
-    assert found.log_probs.shape == (2, 2, 3)
-    assert found.targets.tolist() == [0, -1]
+    known = {option for command in commands.values() for parameter in command.params for option in parameter.opts}
+    assert set(re.findall(r"`(--[\w-]+)", PROSE)) <= known
 
 
 def test_papers_are_those_that_the_code_names() -> None:
-    """An arXiv number that no source file has is one that somebody made up, or mistyped; its link is the same one."""
+    """An arXiv number that no source file has is one that somebody made up, or mistyped."""
     cited = re.compile(r"(?:arXiv:|arxiv\.org/abs/)(\d{4}\.\d{4,5})")
     sources = (ROOT / "src/ripieno").rglob("*.py")
     known = {number for file in sources for number in cited.findall(file.read_text(encoding="utf-8"))}
     assert set(cited.findall(PAGE)) <= known
-    for text, link in re.findall(r"\[arXiv:([\d.]+)\]\(https://arxiv\.org/abs/([\d.]+)\)", PAGE):
-        assert text == link
-
-
-@pytest.mark.parametrize("page", [ROOT / "README.md", ROOT / "SECURITY.md", *PAGES], ids=lambda page: page.name)
-def test_links_lead_somewhere(page: Path) -> None:
-    text = FENCED.sub("", page.read_text(encoding="utf-8"))
-    for target in re.findall(r"\]\(([^)\s]+)\)", text):
-        if re.match(r"\w+:", target):
-            continue
-        path, _, anchor = target.partition("#")
-        file = (page.parent / path).resolve() if path else page
-        assert file.exists(), target
-        if anchor:
-            assert anchor in anchors(file), target
-
-
-def anchors(page: Path) -> set[str]:
-    """Return what the headings of a page are linked by on GitHub: lower case, no punctuation, repeats numbered."""
-    found: set[str] = set()
-    for title in re.findall(r"^#+ (.+)$", FENCED.sub("", page.read_text(encoding="utf-8")), re.MULTILINE):
-        name = re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-")
-        repeats = sum(name == re.sub(r"-\d+$", "", other) for other in found)
-        found.add(f"{name}-{repeats}" if repeats else name)
-    return found
