@@ -6,7 +6,7 @@ import shutil
 from collections.abc import Iterator
 
 import pytest
-from playwright.sync_api import Browser, Page, sync_playwright
+from playwright.sync_api import Browser, ConsoleMessage, Page, sync_playwright
 
 # No sandbox: tests may run as root. The others keep the browser itself from looking for hosts of its maker.
 FLAGS = (
@@ -34,17 +34,30 @@ def browser() -> Iterator[Browser]:
 
 
 @pytest.fixture
-def page(browser: Browser, request: pytest.FixtureRequest) -> Iterator[Page]:
+def origins() -> tuple[str, ...]:
+    """How addresses begin that a page may ask for: the disk's. A file whose pages come from elsewhere has its own."""
+    return ("file:",)
+
+
+@pytest.fixture
+def page(browser: Browser, request: pytest.FixtureRequest, origins: tuple[str, ...]) -> Iterator[Page]:
     """A new page, by default wide and light (`indirect` parameters: of the browser's context).
 
-    Fails the test on anything in the console, an error of a script, a dialog, or a request to anywhere but the disk.
+    Fails the test on anything in the console, an error of a script, a dialog, or a request to anywhere else. That a
+    service refused a request is said in the console too, and is the page's to say.
     """
     context = browser.new_context(**{"viewport": WIDE, "color_scheme": "light", **getattr(request, "param", {})})
     page = context.new_page()
     found: list[str] = []
-    page.on("console", lambda message: found.append(f"console: {message.text}"))
+
+    def logged(message: ConsoleMessage) -> None:
+        refused = message.text.startswith("Failed to load resource") and not message.location["url"].startswith("file:")
+        if not refused:
+            found.append(f"console: {message.text}")
+
+    page.on("console", logged)
     page.on("pageerror", lambda error: found.append(f"error: {error}"))
-    page.on("request", lambda asked: None if asked.url.startswith("file:") else found.append(f"request: {asked.url}"))
+    page.on("request", lambda asked: None if asked.url.startswith(origins) else found.append(f"request: {asked.url}"))
 
     def refuse(dialog: object) -> None:
         found.append(f"dialog: {dialog.message}")  # type: ignore[attr-defined]

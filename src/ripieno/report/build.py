@@ -8,8 +8,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
-
 from ripieno.escaping import csv_cell
 from ripieno.measures.table import Analysis, Comparison, Flow, Row, SizePoint
 from ripieno.predictions import Predictions
@@ -18,6 +16,7 @@ from ripieno.report.explorer import Explored
 from ripieno.report.names import MEASURES, OOD_NAMES, SELECTIVE_NAMES
 from ripieno.report.promise import CertifiedRun
 from ripieno.report.results import EvaluatedSet, Results, evaluated_set, name_of
+from ripieno.report.templates import environment
 from ripieno.report.words import counted
 
 
@@ -159,17 +158,6 @@ def build_comparison(
                 if (found := [c for c in comparisons if name_of(c) == s.name])
             ],
         )
-    )
-
-
-def environment() -> Environment:
-    """Return what fills the pages' templates; every text is escaped."""
-    return Environment(
-        loader=PackageLoader("ripieno.report", ""),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
     )
 
 

@@ -1,26 +1,11 @@
-"use strict";
-// The page's question explorer. Unpacks the block that explorer.py wrote, and shows it. Whatever comes from a data set
-// goes into the page as text nodes only, never as markup.
+// The page's question explorer. Unpacks the block that explorer.py wrote, and shows it with question.js.
 (() => {
+  const { element, grouped, percent, counted, capital } = oneQuestion;
   const PAGE = 50;
   const STEPS = 1000; // probabilities come in thousandths
-  const LANES = 50; // pixels at most, in which members' marks lie below one another
   const PLACES = { mutual_information: 3, choices: 0 };
-  const NUMBERS = ["no", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten"];
   const at = (name) => document.getElementById(`explorer-${name}`);
   const section = document.getElementById("explorer");
-
-  function element(tag, attributes, ...children) {
-    const made = document.createElement(tag);
-    for (const [name, value] of Object.entries(attributes)) made.setAttribute(name, value);
-    made.append(...children.filter((child) => child !== null && child !== ""));
-    return made;
-  }
-
-  const grouped = (number) => number.toLocaleString("en-US");
-  const percent = (share, places = 0) => `${(100 * share).toFixed(places)}%`;
-  const counted = (number) => NUMBERS[number] ?? grouped(number);
-  const capital = (text) => text.charAt(0).toUpperCase() + text.slice(1);
 
   function shown(measure, value) {
     if (Number.isNaN(value)) return "–";
@@ -84,7 +69,7 @@
     };
   }
 
-  const letter = (all, i, k) => (all.size[i] <= 26 ? String.fromCharCode(65 + k) : `${k + 1}`);
+  const letter = (all, i, k) => oneQuestion.letter(all.size[i], k);
 
   // Words for one question
 
@@ -97,45 +82,16 @@
     return `Wrong: ${given}; the right choice, ${letter(all, i, target)}, got ${percent(q.probs(0, target), 1)}.`;
   }
 
-  function votes(all, i, q) {
-    const members = q.set.members.length;
-    if (members === 1) return "One member answered, so there is no second opinion.";
-    const count = new Map();
-    for (const k of q.votes) count.set(k, (count.get(k) ?? 0) + 1);
-    const ordered = [...count].sort(([a, x], [b, y]) => y - x || a - b);
-    const [mode, most] = ordered[0];
-    if (most === members) {
-      const who = members === 2 ? "Both" : `All ${counted(members)}`;
-      return `${who} members prefer ${letter(all, i, mode)}.`;
-    }
-    const prefer = (n) => (n === 1 ? "prefers" : "prefer");
-    const rest = ordered.slice(1).map(([k, n]) => `${counted(n)} ${prefer(n)} ${letter(all, i, k)}`);
-    const first = `${capital(counted(most))} of ${counted(members)} members ${prefer(most)} ${letter(all, i, mode)}`;
-    const other =
-      (count.get(all.answer[i]) ?? 0) < most
-        ? ` The answer is still ${letter(all, i, all.answer[i])}: its mean probability is the highest, which is what counts.`
-        : "";
-    return `${first}, ${rest.join(", ")}.${other}`;
-  }
-
   function doubt(all, i, q) {
     const entropy = all.values.predictive_entropy;
     const { start, ids } = q.set;
     let below = 0;
     for (let j = start; j < start + ids.length; j++) below += entropy[j] < entropy[i];
-    const most = Math.log(all.size[i]).toFixed(2);
     const share = below / (ids.length - 1);
     const how = share > 0.5 ? `less sure than on ${percent(share)}` : `surer than on ${percent(1 - share)}`;
     const than = ids.length > 1 ? `: ${how} of this set's questions` : "";
-    const said = [`Entropy ${entropy[i].toFixed(2)} of at most ${most} nats${than}.`];
-    if (all.values.mutual_information && q.set.members.length > 1 && entropy[i] > 0.005) {
-      const apart = all.values.mutual_information[i];
-      said.push(
-        `${percent(apart / entropy[i])} of that (mutual information, ${apart.toFixed(3)} nats) is members disagreeing; ` +
-          "the rest is each member's own doubt.",
-      );
-    }
-    return said;
+    const apart = q.set.members.length > 1 ? (all.values.mutual_information?.[i] ?? null) : null;
+    return oneQuestion.doubt(entropy[i], apart, all.size[i], than);
   }
 
   // One question, opened
@@ -144,70 +100,33 @@
   const drawn = (q) => q.set.members.slice(0, q.set.drawn);
 
   function choice(all, i, q, k) {
-    const members = drawn(q);
     const isRight = k === all.target[i];
-    const tags = element("span", {});
-    if (isRight) tags.append(element("span", { class: "tag right" }, "✓ right choice"));
-    if (k === all.answer[i]) tags.append(element("span", { class: "tag" }, "● its answer"));
-    const height = Math.min(8 * members.length, LANES);
-    const lanes = element("div", { class: "lanes", style: `height: ${height}px` });
-    members.forEach((member, m) => {
-      const p = q.probs(1 + m, k);
-      const title = `member ${member}: ${p.toFixed(3)}`;
-      lanes.append(element("i", { style: `left: ${100 * p}%; top: ${(m * height) / members.length}px`, title }));
-    });
-    const fill = element("div", { class: "fill", style: `width: ${100 * q.probs(0, k)}%` });
+    const tags = [];
+    if (isRight) tags.push(element("span", { class: "tag right" }, "✓ right choice"));
+    if (k === all.answer[i]) tags.push(element("span", { class: "tag" }, "● its answer"));
+    const members = scattered(q) ? drawn(q).map((member, m) => [member, q.probs(1 + m, k)]) : [];
     const text = q.choices[k] || (q.text === null ? "(text not stored)" : "(empty)");
-    return element(
-      "li",
-      { class: isRight ? "is-right" : "" },
-      element(
-        "div",
-        { class: "choice" },
-        element("strong", {}, letter(all, i, k)),
-        element("span", { class: "text" }, element("bdi", {}, text), tags),
-        element("span", { class: "percent" }, percent(q.probs(0, k), 1)),
-      ),
-      element("div", { class: "track", "aria-hidden": "true" }, fill, scattered(q) ? lanes : null),
-    );
+    return oneQuestion.choice(isRight ? "is-right" : "", letter(all, i, k), text, tags, q.probs(0, k), members);
   }
 
   const scattered = (q) => q.set.members.length > 1 && q.set.drawn > 0;
 
   function numbers(all, i, q) {
-    const K = all.size[i];
-    const head = element("tr", {}, element("th", { scope: "col" }, "Who"));
-    for (let k = 0; k < K; k++) {
-      const mark = k === all.target[i] ? " ✓" : "";
-      head.append(element("th", { scope: "col" }, letter(all, i, k) + mark));
-    }
-    const members = drawn(q).map((m, j) => [`Member ${m}`, q.votes[j]]);
-    const rows = [["Ensemble", all.answer[i]], ...members];
-    const body = rows.map(([who, first], row) => {
-      const line = element("tr", {}, element("th", { scope: "row" }, who));
-      for (let k = 0; k < K; k++) {
-        const number = q.probs(row, k).toFixed(3);
-        line.append(element("td", {}, k === first ? element("strong", {}, number) : number));
-      }
-      return line;
-    });
-    const table = element("table", { class: "members" }, element("thead", {}, head), element("tbody", {}, ...body));
+    const each = (row) => Array.from({ length: all.size[i] }, (_, k) => q.probs(row, k));
+    const heads = each(0).map((_, k) => letter(all, i, k) + (k === all.target[i] ? " ✓" : ""));
+    const members = drawn(q).map((m, j) => [`Member ${m}`, q.votes[j], each(1 + j)]);
     const whose = members.length < q.set.members.length ? "Probabilities" : "Every member's probabilities";
-    const label = `${whose}: scrolls sideways where it is wide`;
-    return element("div", { class: "scroll", tabindex: "0", role: "region", "aria-label": label }, table);
+    return oneQuestion.numbers(heads, [["Ensemble", all.answer[i], each(0)], ...members], whose);
   }
 
   function opened(all, i) {
     const q = question(all, i);
     const where = [q.set.name, q.set.out ? "out of domain" : "in domain", q.subject, `id ${q.id}`].filter(Boolean);
+    const why = [oneQuestion.votes(q.votes, all.size[i], all.answer[i]), ...doubt(all, i, q)];
     const list = element("ul", { class: "choices" });
     for (let k = 0; k < all.size[i]; k++) list.append(choice(all, i, q, k));
-    const key = element("p", { class: "note" }, element("span", { class: "key-fill" }), " the ensemble's probability");
     const more = q.set.members.length > 1 ? q.set.members.length - q.set.drawn : 0;
-    if (scattered(q)) {
-      const few = more ? `the first ${counted(q.set.drawn)} members'` : "each member's";
-      key.append(", ", element("span", { class: "key-dot" }), ` ${few} own, a line a member`);
-    }
+    const marked = more ? `the first ${counted(q.set.drawn)} members'` : "each member's";
     const unlisted = `${grouped(q.set.members.length)} members answered; ${grouped(more)} are not listed.`;
     const measures = all.measures
       .filter(([name]) => name !== "correct" && name !== "choices")
@@ -221,9 +140,9 @@
         q.text ?? `Question ${q.id} (its text is not stored)`,
       ),
       element("p", {}, element("strong", { class: judged(all, i) }, verdict(all, i, q))),
-      element("ul", { class: "why" }, ...[votes(all, i, q), ...doubt(all, i, q)].map((said) => element("li", {}, said))),
+      element("ul", { class: "why" }, ...why.map((said) => element("li", {}, said))),
       list,
-      key,
+      oneQuestion.key(scattered(q) ? marked : ""),
       element("h4", {}, "In numbers"),
       numbers(all, i, q),
       more ? element("p", { class: "note" }, unlisted) : "",

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from itertools import pairwise
 
 import numpy as np
-from jinja2 import Environment, PackageLoader, StrictUndefined
 
+from ripieno.report.templates import environment
 from ripieno.tokens import Summary, Tokens, summarise
 
 # Where one shade ends and the next begins; fixed, so that two pages can be compared by eye.
@@ -60,14 +60,8 @@ def build(tokens: Tokens, *, run: str, file: str, facts: Mapping[str, str]) -> s
         ValueError: no token is predicted.
     """
     summary = summarise(tokens)
-    environment = Environment(
-        loader=PackageLoader("ripieno.report", ""),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    return environment.get_template("heatmap.html").render(
+    template = environment().get_template("heatmap.html")
+    return template.render(
         run=run,
         file=file,
         who=reader(tokens),

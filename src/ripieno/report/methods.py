@@ -16,12 +16,12 @@ from ripieno.escaping import csv_cell
 from ripieno.measures import methods
 from ripieno.measures.methods import Cell, Difference, MethodsTable, Ratios
 from ripieno.report import curves
-from ripieno.report.build import environment
 from ripieno.report.drawing import Panel
 from ripieno.report.methods_story import after, descriptive, main_variant, mark, tell
 from ripieno.report.names import BASELINES, MEASURES
 from ripieno.report.results import Interval
 from ripieno.report.tables import Cell as Shown
+from ripieno.report.templates import environment
 from ripieno.report.terminal import TRIVIAL
 from ripieno.report.words import counted, probability
 from ripieno.runs import write_atomically

@@ -6,7 +6,6 @@ import secrets
 from contextlib import asynccontextmanager
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
-from importlib.resources import files
 from typing import Annotated, Any
 
 from fastapi import Depends, FastAPI, HTTPException, Request
@@ -23,6 +22,7 @@ from ripieno.errors import UserError
 from ripieno.runs import RunFolder
 from ripieno.serving.batcher import Batcher, Full
 from ripieno.serving.gate import BodyLimit, OwnHost
+from ripieno.serving.page import HEADERS, REPORT_HEADERS, page
 
 LETTERS = 26
 PROBLEMS = {
@@ -240,10 +240,10 @@ def create_app(run: RunFolder, batcher: Batcher, limits: Limits, token: str | No
     @app.get("/v1/report", dependencies=guarded, response_class=HTMLResponse, responses=_problems(401, 404))
     def report() -> HTMLResponse:
         """The run's report, one page."""
-        page = run.report / "index.html"
-        if not page.is_file():
+        file = run.report / "index.html"
+        if not file.is_file():
             raise HTTPException(404, f"there is no report yet; make one: ripieno report {run.path}")
-        return HTMLResponse(page.read_bytes())
+        return HTMLResponse(file.read_bytes(), headers=REPORT_HEADERS)
 
     @app.get("/healthz")
     async def healthz() -> Health:
@@ -259,7 +259,7 @@ def create_app(run: RunFolder, batcher: Batcher, limits: Limits, token: str | No
 
     @app.get("/", response_class=HTMLResponse, include_in_schema=False)
     async def index() -> HTMLResponse:
-        return HTMLResponse(files("ripieno.serving").joinpath("page.html").read_bytes())
+        return HTMLResponse(page(), headers=HEADERS)
 
     return app
 
@@ -282,7 +282,7 @@ def _about(run: RunFolder, config: Config, batcher: Batcher, limits: Limits) -> 
         made = PromiseMade(
             risk=promise.risk,
             confidence=promise.confidence,
-            answered=promise.answered / promise.questions,
+            answered=promise.coverage,
             rule=batcher.certificate.rule.when(promise.threshold),
         )
     return About(
