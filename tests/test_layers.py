@@ -17,7 +17,6 @@ SOURCE = Path(__file__).resolve().parents[1] / "src" / "ripieno"
 LAYERS = (
     "cli",
     "serving",
-    "serving",
     "launching",
     "comparing",
     "certification",

@@ -26,6 +26,7 @@ from ripieno.serving.page import HEADERS, REPORT_HEADERS, page
 
 LETTERS = 26
 PROBLEMS = {
+    400: "The request's body is no text in UTF-8.",
     404: "It was not made yet.",
     401: "The bearer token is missing or wrong.",
     408: "The request's body did not come in time.",
@@ -213,7 +214,7 @@ def create_app(run: RunFolder, batcher: Batcher, limits: Limits, token: str | No
     async def mistaken(_: Request, error: UserError) -> JSONResponse:
         return JSONResponse({"detail": str(error)}, 422)
 
-    @app.post("/v1/decide", dependencies=guarded, responses=_problems(401, 408, 413, 422, 503, 504))
+    @app.post("/v1/decide", dependencies=guarded, responses=_problems(400, 401, 408, 413, 422, 503, 504))
     async def decide(body: asked) -> Decisions:  # type: ignore[valid-type]
         """Decide questions: answer, or hand over to a person."""
         rows = [row.model_dump(exclude_none=True) for row in body.questions]  # type: ignore[attr-defined]
