@@ -237,7 +237,7 @@ def one_by_one(
     *,
     scale: float | None,
     window_size: tuple[int, int],
-    enable_gqa: bool,
+    enable_gqa: bool = False,
 ) -> Tensor:
     """What a GPU's varlen kernel is documented to do: runs aligned at their ends, `left` tokens back."""
     left, right = window_size
@@ -252,17 +252,22 @@ def one_by_one(
     return torch.cat(outputs, dim=1).transpose(0, 1)
 
 
+def without_groups(*stream: Any, scale: float | None, window_size: tuple[int, int]) -> Tensor:
+    """As the kernel of torch 2.11: as many heads of keys and values as of queries."""
+    return one_by_one(*stream, scale=scale, window_size=window_size)
+
+
 def pairs(ends: Tensor) -> Iterator[tuple[int, int]]:
     return zip(ends[:-1].tolist(), ends[1:].tolist(), strict=True)
 
 
 @pytest.mark.parametrize("window", [None, 5])
-@pytest.mark.parametrize("kept", [False, True])
+@pytest.mark.parametrize(("kept", "kernel"), [(False, one_by_one), (True, one_by_one), (True, without_groups)])
 def test_runs_for_a_gpus_kernel_are_the_same_attention(
-    window: int | None, kept: bool, monkeypatch: pytest.MonkeyPatch
+    window: int | None, kept: bool, kernel: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The kernel itself needs a GPU: here its documented meaning stands in for it."""
-    monkeypatch.setattr(attention, "varlen_attn", one_by_one)
+    monkeypatch.setattr(attention, "varlen_attn", kernel)
     rows = few_shot()
     shared = shared_fronts(rows)
     generator = torch.Generator().manual_seed(0)

@@ -21,7 +21,6 @@ from transformers import AttentionInterface, PreTrainedModel
 from ripieno.model.packing import Packing
 
 NAME = "ripieno_packed"
-_SHARES_HEADS = "enable_gqa" in inspect.signature(varlen_attn).parameters  # torch 2.11 has no such parameter
 # Said to every attention function, and without meaning for this one: the keys know their positions already.
 _IGNORED = {"position_ids", "cache_position", "layer_idx"}
 
@@ -141,10 +140,11 @@ def by_runs(
         for n, own in enumerate((key, value))
     )
     sharing: dict[str, Any] = {}
-    if query.shape[1] != key.shape[1] and _SHARES_HEADS:
-        sharing["enable_gqa"] = True
-    elif query.shape[1] != key.shape[1]:
-        k, v = (x.repeat_interleave(query.shape[1] // x.shape[1], dim=1) for x in (k, v))
+    if query.shape[1] != key.shape[1]:
+        if "enable_gqa" in inspect.signature(varlen_attn).parameters:
+            sharing["enable_gqa"] = True
+        else:  # as in torch 2.11
+            k, v = (x.repeat_interleave(query.shape[1] // x.shape[1], dim=1) for x in (k, v))
     found = varlen_attn(
         query[0].transpose(0, 1),
         k,
