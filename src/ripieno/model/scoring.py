@@ -31,6 +31,7 @@ Normalisation = Literal["sum", "token", "byte"]
 KINDS = {"full_attention", "sliding_attention"}  # of layers that a mask describes
 MLP_WIDTHS = ("intermediate_size", "moe_intermediate_size")  # which no mask or position depends on
 ROPE_OF_PASS = {"dynamic", "longrope"}  # kinds of position embedding that the longest text of a pass decides
+SMALL_VOCABULARY = 256  # of the copy of a model that is probed
 PROBED_WINDOW = 4  # tokens: shorter than any probe, as a real window of thousands is not
 
 
@@ -89,29 +90,31 @@ class Engine:
         the model is not packed. Run it once before scoring.
         """
         self.packed, self.notice = None, None
-        self.padded.whole_sequences = not self._branches(trees)
-        if self.padded.whole_sequences:
+        some = list(trees) or _probing_trees(self.backbone.model.config.vocab_size)
+        branched = self._branched(some)
+        self.padded.whole_sequences = branched is None
+        if branched is None:
             self.notice = "its attention takes no token trees"
         else:
-            self.notice = self._why_padded()
+            self.notice = self._why_padded(some, branched)
         if self.notice is None:
             self.packed = PackedEngine(self.backbone, self.stack)
 
-    def _branches(self, trees: Sequence[TokenTree]) -> bool:
-        """Whether the model takes trees as rows."""
+    @torch.no_grad()
+    def _branched(self, trees: Sequence[TokenTree]) -> Tensor | None:
+        """Return the likelihoods of trees as padded rows; None where the model does not take them."""
         # Recurrent states cannot branch, nor can positions that are counted along the mask (ALiBi).
         takes = all(self.backbone.accepts(argument) for argument in ("attention_mask", "position_ids"))
         if not takes or getattr(self.backbone.model.config, "alibi", False) or set(self.backbone.windows) - KINDS:
-            return False
-        some = list(trees) or _probing_trees(self.backbone.model.config.vocab_size)
-        with torch.no_grad():
-            branched, whole = (
-                PaddedEngine(self.backbone, self.stack, way).likelihoods((), [some], None)[0] for way in (False, True)
-            )
-        return self._agree(branched, whole)
+            return None
+        branched, whole = (
+            PaddedEngine(self.backbone, self.stack, way).likelihoods((), [trees], None)[0] for way in (False, True)
+        )
+        return branched if self._agree(branched, whole) else None
 
-    def _why_padded(self) -> str | None:
-        """Return why the model cannot be packed, or None."""
+    @torch.no_grad()
+    def _why_padded(self, trees: Sequence[TokenTree], branched: Tensor) -> str | None:
+        """Return why the model cannot be packed, or None; `branched` are the trees' likelihoods as padded rows."""
         model = self.backbone.model
         keywords = inspect.signature(model.forward).parameters.values()
         if not getattr(model, "_supports_attention_backend", False):
@@ -121,9 +124,10 @@ class Engine:
         if _rope_types(model.config.get_text_config()) & ROPE_OF_PASS:
             return "its positions depend on the longest text of a pass"
         try:
-            if not self._packs(self.backbone, self.stack):
+            if not self._packs(self.backbone, self.stack, trees, branched):
                 return "packed scores are not those of padded rows"
-            if not self._packs(small_copy(self.backbone), None):
+            small, of_small = small_copy(self.backbone), _probing_trees(SMALL_VOCABULARY)
+            if not self._packs(small, None, of_small, PaddedEngine(small, None).likelihoods((), [of_small], None)[0]):
                 return "packed scores with short windows are not those of padded rows"
         except NotServedError as error:
             return f"its attention asks for {error}"
@@ -131,11 +135,8 @@ class Engine:
             return f"packed scores cannot be computed ({type(error).__name__}: {' '.join(str(error).split())[:200]})"
         return None
 
-    @torch.no_grad()
-    def _packs(self, backbone: Backbone, stack: AdapterStack | None) -> bool:
+    def _packs(self, backbone: Backbone, stack: AdapterStack | None, trees: Sequence[TokenTree], truth: Tensor) -> bool:
         """Whether packed scores are the padded ones, in one pass and in one pass a question."""
-        trees = _probing_trees(backbone.model.config.vocab_size)
-        truth = PaddedEngine(backbone, stack).likelihoods((), [trees], None)[0]
         engine = PackedEngine(backbone, stack)
         together = engine.likelihoods((), [trees], None)[0]
         scanned = torch.empty_like(truth)
@@ -258,7 +259,11 @@ def small_copy(backbone: Backbone) -> Backbone:
     if getattr(text, "sliding_window", None) is not None:
         text.sliding_window = PROBED_WINDOW
     spread = 2 / math.sqrt(text.hidden_size)
-    for name, small in (("vocab_size", 256), ("initializer_range", spread), *((width, 64) for width in MLP_WIDTHS)):
+    for name, small in (
+        ("vocab_size", SMALL_VOCABULARY),
+        ("initializer_range", spread),
+        *((width, 64) for width in MLP_WIDTHS),
+    ):
         if hasattr(text, name):
             setattr(text, name, small)
     text.pad_token_id = text.bos_token_id = text.eos_token_id = None
@@ -290,8 +295,11 @@ def _lengths(tree: TokenTree, normalisation: Normalisation, width: int) -> list[
 
 
 def _probing_trees(vocabulary: int) -> list[TokenTree]:
-    """Return trees of different lengths, two of which begin alike, of tokens spread over the vocabulary."""
-    tokens = [(7 + 7919 * n) % vocabulary for n in range(80)]
+    """Return short trees of different lengths, two of which begin alike, of tokens spread over the vocabulary.
+
+    They are read before any work on any base, so there are few of them; a wrong mask or position moves every one.
+    """
+    tokens = [(7 + 7919 * n) % vocabulary for n in range(40)]
     branches = tuple(tuple(tokens[n : n + 2 + n]) for n in range(3))
-    questions = (tokens[:40], tokens[:9], [*tokens[:30], *tokens[60:70]], tokens[40:49])
+    questions = (tokens[:16], tokens[:5], [*tokens[:10], *tokens[26:30]], tokens[20:25])
     return [TokenTree(n, tuple(question), branches, (1, 1, 1), 0) for n, question in enumerate(questions)]
