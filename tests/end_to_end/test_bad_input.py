@@ -541,7 +541,7 @@ CASES = [
     Case("risk of 0", "predict $RUN --input $TEST --output $TMP/d.csv --max-risk 0",
          said="--max-risk 0: give a share between 0 and 1, such as 0.05 for 5%"),
     Case("decisions as text", "predict $RUN --input $TEST --output $TMP/d.txt",
-         said="--output $TMP/d.txt: decisions are written as .jsonl, .csv, .parquet; choose one of these endings"),
+         said="--output $TMP/d.txt: can be written as .jsonl, .csv, .parquet; choose one of these endings"),
     Case("decisions over questions", "predict $RUN --input $TEST --output $TEST",
          said="--output $TEST: is the file of the questions; choose another name"),
     Case("decisions nowhere", "predict $RUN --input $TEST --output $TMP/none/d.csv",
