@@ -54,3 +54,33 @@ def test_data_and_noise(base: Path, tmp_path: Path) -> None:
         lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
         steps.add(sum(line["kind"] == "step" for line in lines))
     assert steps == {2 * 64 // 4}
+
+
+def test_label_next(base: Path, tmp_path: Path) -> None:
+    data, test = (write_rows(tmp_path / f"{n}.jsonl", rows(count, n)) for n, count in ((1, 30), (2, 10)))
+    command = [
+        *(sys.executable, str(EXAMPLES / "label_next/run.py"), "out", "--base", str(base), "--data", data),
+        *("--test", test, "--start", "6", "--pool", "20", "--add", "4", "--seeds", "1", "--members", "2"),
+        *("--epochs", "1", "--learning-rate", "0.02", "--by", "batch"),
+    ]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    out = tmp_path / "out"
+    table = (out / "table.md").read_text()
+    assert table in done.stdout
+    assert re.findall(r"^\| (\d+) labels \|", table, re.MULTILINE) == ["6", "10", "14"] * 2
+    assert re.findall(r"^- (\w+): accuracy [+-]", table, re.MULTILINE) == ["batch"]
+    assert (out / "curves.svg").read_text().count('role="img"') == 2
+    # What was chosen has its true label, is of the pool, and is never chosen twice.
+    truth = {row["id"]: row["answer"] for row in rows(30, 1)}
+    lines = {
+        file.stem: [json.loads(line) for line in file.read_text().splitlines()] for file in out.glob("seed-0/*.jsonl")
+    }
+    assert {row["answer"] for row in lines["pool"]} == {None}
+    pool, start = ({row["id"] for row in lines[name]} for name in ("pool", "start"))
+    assert not pool & start
+    for by in ("random", "batch"):
+        chosen = lines[f"{by}-1"] + lines[f"{by}-2"]
+        assert len({row["id"] for row in chosen} & pool) == 8
+        assert all(row["answer"] == truth[row["id"]] for row in chosen)
