@@ -1,8 +1,8 @@
 """Which questions to label next: does choosing them beat drawing them? Learning curves of four ways, over seeds.
 
     python examples/label_next/run.py FOLDER [--data NAME] [--test NAME] [--start 16] [--add 16] [--rounds 2]
-        [--pool 96] [--seeds 2] [--by entropy mi batch] [--members 3] [--epochs 2] [--base embedded:SmolLM2-135M-Instruct]
-        [--learning-rate 4e-4]
+        [--pool 96] [--seeds 2] [--by entropy mi batch] [--members 3] [--epochs 2] [--learning-rate 4e-4]
+        [--base embedded:SmolLM2-135M-Instruct]
 
 For each seed some questions are drawn to start with, and others as a pool without labels. Each way (`ripieno acquire
 --by entropy, mi, batch, random`) then chooses from the pool with its own ensemble, gets the labels of what it chose,
