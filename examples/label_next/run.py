@@ -111,19 +111,20 @@ def curves(args: argparse.Namespace, questions: Sequence[Question], seed: int) -
     write(start, drawn[: args.start])
     write(pool, [Question(**{**asdict(question), "answer": None}) for question in drawn[args.start :]])
     first = trained(args, folder / "start", [start], seed)
-    points = [measured(args, first, seed, by, args.start) for by in (CONTROL, *args.by)]
-    for by in (CONTROL, *args.by):
-        run, labelled = first, [start]
-        for step in range(1, args.rounds + 1):
+    ways = (CONTROL, *args.by)
+    points = [measured(args, first, seed, by, args.start) for by in ways]
+    runs, labelled = dict.fromkeys(ways, first), {by: [start] for by in ways}
+    for step in range(1, args.rounds + 1):
+        for by in ways:
             name = f"{by}-{step}"
             chosen = folder / f"{name}.jsonl"
             if not chosen.exists():
                 with Progress() as progress:
-                    acquired = acquire(run, pool, args.add, by, seed=seed, progress=progress)
+                    acquired = acquire(runs[by], pool, args.add, by, seed=seed, progress=progress)
                 write(chosen, [of_id[question.id] for question in acquired.questions])  # somebody labels them
-            labelled.append(chosen)
-            run = trained(args, folder / name, labelled, seed)
-            points.append(measured(args, run, seed, by, args.start + step * args.add))
+            labelled[by].append(chosen)
+            runs[by] = trained(args, folder / name, labelled[by], seed)
+            points.append(measured(args, runs[by], seed, by, args.start + step * args.add))
     return points
 
 
