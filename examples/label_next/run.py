@@ -20,6 +20,7 @@ import json
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from itertools import combinations
 from pathlib import Path
 
 import matplotlib
@@ -29,7 +30,7 @@ from ripieno import measures, train
 from ripieno.acquisition import By, acquire
 from ripieno.config import Adapter, Base, Config, Data, Prompt, Training
 from ripieno.data import splits
-from ripieno.data.question import Question
+from ripieno.data.question import Question, read_questions
 from ripieno.data.splits import DatasetName
 from ripieno.evaluation import evaluate
 from ripieno.measures.bootstrap import generator
@@ -165,6 +166,19 @@ def table(points: Sequence[Point]) -> str:
     return "\n".join(lines) + "\n"
 
 
+def in_common(args: argparse.Namespace) -> str:
+    """Return how many questions each two ways both chose in the first round, where all choose from the same."""
+    lines = [f"In common in the first round, of {args.add}, a number a seed:", ""]
+    for one, other in combinations((CONTROL, *args.by), 2):
+        counts = []
+        for seed in range(args.seeds):
+            files = (args.folder / f"seed-{seed}/{by}-1.jsonl" for by in (one, other))
+            ids = [{question.id for question in read_questions(file)} for file in files]
+            counts.append(len(ids[0] & ids[1]))
+        lines.append(f"- {one} and {other}: {', '.join(map(str, counts))}")
+    return "\n".join(lines) + "\n"
+
+
 def gains(points: Sequence[Point], by: By, measure: str) -> list[float]:
     """Return what a way has more than a random draw, a value a seed: the mean over the curve without its start."""
     after = sorted({point.labels for point in points})[1:]
@@ -223,7 +237,7 @@ def main() -> None:
     title = f"{args.data}: {args.seeds} seeds, {args.members} members"
     panels = [drawing(points, measure) for measure in MEASURES]
     (args.folder / "curves.svg").write_text(sheet([(title, panels)], ["Lines: the mean over seeds. Dots: each seed."]))
-    said = table(points)
+    said = f"{table(points)}\n{in_common(args)}"
     (args.folder / "table.md").write_text(said)
     print(said)
 
