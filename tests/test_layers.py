@@ -20,6 +20,7 @@ LAYERS = (
     "launching",
     "comparing",
     "certification",
+    "acquisition",
     "exporting",
     "importing",
     "planning",

@@ -491,11 +491,12 @@ def predict(
     """
     from ripieno import decisions
     from ripieno.data.question import read_questions
+    from ripieno.data.rows import check_output
     from ripieno.ensemble import Ensemble
     from ripieno.measures.shift import FEWEST
     from ripieno.progress import Progress
 
-    decisions.check_output(output, source)
+    check_output(output, source)
     config = _asked(run).config()
     questions = read_questions(source, config.data.labels)
     _certify_first(run, max_risk, quiet)
@@ -562,6 +563,42 @@ def serve(
         _fail("stopped; what was accepted is answered", 130)
     except _Terminated:
         _fail("stopped; what was accepted is answered", 143)
+
+
+@app.command()
+def acquire(
+    run: Run,
+    pool: Annotated[Path, typer.Option(metavar="FILE", help="Questions to choose from: jsonl, csv or parquet.")],
+    count: Annotated[int, typer.Option("--n", min=1, help="How many to choose.")],
+    by: Annotated[
+        Literal["entropy", "mi", "batch", "random"],
+        typer.Option(
+            help="entropy: the ensemble is least sure; mi: its members disagree most; batch: they disagree, and the "
+            "questions differ; random: the control."
+        ),
+    ] = "batch",
+    output: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="The questions, to be labelled; FILE-next by default.")
+    ] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Of the lot that decides between ties, and of random.")] = 0,
+    quiet: Quiet = False,
+) -> None:
+    """Choose which questions of a pool to label next, by what the members make of them.
+
+    Those that the run has already are left out; labels in the pool are not looked at.
+    """
+    from ripieno import acquisition
+    from ripieno.data.question import SUFFIXES
+    from ripieno.progress import Progress
+
+    labels = _asked(run).config().data.labels
+    path = output or Path(f"{pool.stem}-next{pool.suffix if pool.suffix in SUFFIXES else SUFFIXES[0]}")
+    acquisition.check_output(path, pool, labels)
+    with Progress(quiet=quiet) as progress:
+        acquired = acquisition.acquire(_run(run), pool, count, by, seed=seed, progress=progress)
+    acquisition.write(path, acquired, labels)
+    for line in acquisition.said(acquired, path):
+        _print(line)
 
 
 @app.command()

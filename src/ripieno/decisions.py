@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 import math
-import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -14,12 +11,11 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from ripieno.data.question import SUFFIXES, Question
+from ripieno.data.question import Question
+from ripieno.data.rows import write_rows
 from ripieno.errors import EnvironmentFault, UserError
-from ripieno.escaping import csv_cell
 from ripieno.features import Features, read_features
 from ripieno.measures import certificate as certificates
 from ripieno.measures.certificate import Certificate, Rule
@@ -27,7 +23,7 @@ from ripieno.measures.certify import Promise, at_least, at_most
 from ripieno.measures.shift import FEWEST, Shift, compare
 from ripieno.measures.uncertainty import decompose, pool
 from ripieno.predictions import Predictions
-from ripieno.runs import RunFolder, sha256_of, write_atomically
+from ripieno.runs import RunFolder, sha256_of
 from ripieno.untrusted import check_inside
 
 UNLIKE = "nothing is promised, as these questions are not like the certified ones"
@@ -255,50 +251,7 @@ def load(run: RunFolder) -> Certified | None:
 def write(path: Path, decided: Sequence[Decision]) -> None:
     """Write decisions as jsonl, csv or parquet, by the file's ending; whole or not at all.
 
-    In csv lists are JSON in a cell, and no text starts a spreadsheet's formula.
-
     Raises:
         EnvironmentFault: the file cannot be written.
     """
-    rows = [asdict(decision) for decision in decided]
-    if path.suffix == ".jsonl":
-        data = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows).encode()
-    elif path.suffix == ".csv":
-        text = io.StringIO()
-        writer = csv.DictWriter(text, SCHEMA.names)
-        writer.writeheader()
-        for row in rows:
-            writer.writerow({k: json.dumps(v) if isinstance(v, tuple) else csv_cell(v) for k, v in row.items()})
-        data = text.getvalue().encode()
-    else:
-        buffer = io.BytesIO()
-        pq.write_table(pa.Table.from_pylist(rows, SCHEMA), buffer)
-        data = buffer.getvalue()
-    try:
-        write_atomically(path, data)
-    except OSError as error:
-        raise _unwritten(path, error) from error
-
-
-def check_output(path: Path, source: Path) -> None:
-    """Check where decisions are to be written, before any work.
-
-    Raises:
-        UserError: no kind of file is known by its ending, its folder is not there, or it is the questions' own file.
-        EnvironmentFault: no file can be written there.
-    """
-    if path.suffix not in SUFFIXES:
-        raise UserError(f"--output {path}: decisions are written as {', '.join(SUFFIXES)}; choose one of these endings")
-    if not path.parent.is_dir():
-        raise UserError(f"--output {path}: there is no folder {path.parent}; make it, or choose another")
-    if path.resolve() == source.resolve():
-        raise UserError(f"--output {path}: is the file of the questions; choose another name")
-    try:
-        with tempfile.TemporaryFile(dir=path.parent):
-            pass
-    except OSError as error:
-        raise _unwritten(path, error) from error
-
-
-def _unwritten(path: Path, error: OSError) -> EnvironmentFault:
-    return EnvironmentFault(f"{path}: cannot be written ({error.strerror or error}); choose another folder by --output")
+    write_rows(path, [asdict(decision) for decision in decided], SCHEMA)

@@ -168,8 +168,7 @@ class Ensemble:
         """
         certificate = self.certified.certificate if self.certified else None
         decisions.promise_of(certificate, max_risk)  # before any work
-        # What is too long goes to a person, whatever the config makes of it elsewhere.
-        asked = replace(self, evaluation=self.evaluation.model_copy(update={"too_long": "drop"})).encode(questions)
+        asked = self.encode_fitting(questions)  # what is too long goes to a person
         p = self.answer(asked, self.positions, progress) if asked.questions else None
         shift = self.shift(asked) if max_risk is not None else None
         return decisions.decide(p, questions, certificate, max_risk, shift)
@@ -192,6 +191,11 @@ class Ensemble:
         left_out = {question.id for question in dropped}
         kept = [question for question in questions if question.id not in left_out]
         return Asked(kept, trees, self.encoder.bare(kept) if bare else ())
+
+    def encode_fitting(self, questions: Sequence[Question]) -> Asked:
+        """As `encode`, but leave those out that are too long, whatever the config makes of them elsewhere."""
+        dropping = self.evaluation.model_copy(update={"too_long": "drop"})
+        return replace(self, evaluation=dropping).encode(questions)
 
     def answer(
         self,

@@ -5,10 +5,12 @@ from __future__ import annotations
 import json
 import os
 import re
+import runpy
 import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 from commands import rows, write_rows
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
@@ -54,3 +56,36 @@ def test_data_and_noise(base: Path, tmp_path: Path) -> None:
         lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
         steps.add(sum(line["kind"] == "step" for line in lines))
     assert steps == {2 * 64 // 4}
+
+
+def test_label_next(
+    base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data, test = (write_rows(tmp_path / f"{n}.jsonl", rows(count, n)) for n, count in ((1, 30), (2, 10)))
+    command = [
+        *("run.py", "out", "--base", str(base), "--data", data, "--test", test, "--start", "6", "--pool", "20"),
+        *("--add", "4", "--seeds", "1", "--members", "2", "--epochs", "1", "--learning-rate", "0.02", "--by", "batch"),
+    ]
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", command)
+    runpy.run_path(str(EXAMPLES / "label_next/run.py"), run_name="__main__")
+    out = tmp_path / "out"
+    table = (out / "table.md").read_text()
+    assert table in capsys.readouterr().out
+    assert re.findall(r"^\| (\d+) labels \|", table, re.MULTILINE) == ["6", "10", "14"] * 2
+    assert re.findall(r"^- (\w+): accuracy [+-]", table, re.MULTILINE) == ["batch"]
+    assert (out / "curves.svg").read_text().count('role="img"') == 2
+    # What was chosen has its true label, is of the pool, and is never chosen twice.
+    truth = {row["id"]: row["answer"] for row in rows(30, 1)}
+    lines = {
+        file.stem: [json.loads(line) for line in file.read_text().splitlines()] for file in out.glob("seed-0/*.jsonl")
+    }
+    assert {row["answer"] for row in lines["pool"]} == {None}
+    pool, start = ({row["id"] for row in lines[name]} for name in ("pool", "start"))
+    assert not pool & start
+    both = {row["id"] for row in lines["random-1"]} & {row["id"] for row in lines["batch-1"]}
+    assert f"In common in the first round, of 4, a number a seed:\n\n- random and batch: {len(both)}\n" in table
+    for by in ("random", "batch"):
+        chosen = lines[f"{by}-1"] + lines[f"{by}-2"]
+        assert len({row["id"] for row in chosen} & pool) == 8
+        assert all(row["answer"] == truth[row["id"]] for row in chosen)

@@ -7,6 +7,7 @@ rows = measures.analyze([predictions])         # every measure, as one long tabl
 
 from ripieno.measures.about import About
 from ripieno.measures.accuracy import brier, correct, macro_f1, nll, recall
+from ripieno.measures.acquisition import Batch, diverse_batch, highest
 from ripieno.measures.analysis import analyze
 from ripieno.measures.bootstrap import holm, interval, intervals, paired_interval
 from ripieno.measures.brier_parts import BrierParts, brier_decomposition
@@ -62,6 +63,7 @@ __all__ = [
     "About",
     "Analysis",
     "Answerer",
+    "Batch",
     "BrierParts",
     "Comparison",
     "Costs",
@@ -97,6 +99,7 @@ __all__ = [
     "decompose",
     "decompose_rotations",
     "disagreement",
+    "diverse_batch",
     "ece",
     "ece_null",
     "enough_members",
@@ -105,6 +108,7 @@ __all__ = [
     "fit_temperature",
     "flows",
     "fpr_at_tpr",
+    "highest",
     "holm",
     "interval",
     "intervals",

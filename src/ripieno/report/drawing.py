@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import io
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
-from markupsafe import Markup
+from markupsafe import Markup, escape
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
@@ -81,3 +83,36 @@ def finish(figure: Figure, prefix: str, alt: str, label: str = "") -> Panel:
         body = body.replace(colour, f"var(--{name})")
     head = Markup('<svg role="img" aria-label="{}" viewBox="0 0 {} {}">').format(alt, width, height)
     return Panel(head + Markup(body.strip()) + Markup("</svg>"), alt, label)
+
+
+def sheet(rows: Sequence[tuple[str, Sequence[Panel]]], notes: Sequence[str] = ()) -> str:
+    """Return panels as one SVG file that stands alone, in the page's colours, light or dark as its reader has it.
+
+    Args:
+        rows: a title, and the panels that stand below it side by side.
+        notes: lines below them, such as what its lines mean.
+    """
+    css = Path(__file__).with_name("style.css").read_text(encoding="utf-8")
+    body, width, y = [], 0, 0
+    for title, panels in rows:
+        body.append(f'<text x="12" y="{y + 24}" font-size="15" font-weight="600">{escape(title)}</text>')
+        x, tallest, y = 0, 0, y + 34
+        labels = 18 if any(panel.label for panel in panels) else 0
+        for panel in panels:
+            across, down = map(int, re.findall(r'viewBox="0 0 (\d+) (\d+)"', panel.svg)[0])
+            if panel.label:
+                body.append(
+                    f'<text class="faint" x="{x + 12}" y="{y + 12}" font-size="12">{escape(panel.label)}</text>'
+                )
+            place = f'<svg x="{x}" y="{y + labels}" width="{across}" height="{down}" '
+            body.append(str(panel.svg).replace("<svg ", place, 1))
+            x, tallest = x + across, max(tallest, down)
+        width, y = max(width, x), y + labels + tallest + 12
+    for note in notes:
+        body.append(f'<text class="faint" x="12" y="{y + 8}" font-size="12">{escape(note)}</text>')
+        y += 18
+    colours = css[: css.index("* {")]  # of the root, in both schemes
+    texts = "text { fill: var(--ink); font-family: system-ui, sans-serif; } .faint { fill: var(--faint); }"
+    head = f'<svg xmlns="http://www.w3.org/2000/svg" width="{width}" height="{y}" viewBox="0 0 {width} {y}">'
+    page = '<rect width="100%" height="100%" style="fill: var(--page)"/>'
+    return "\n".join([head, f"<style>{colours}{texts}</style>", page, *body, "</svg>"]) + "\n"

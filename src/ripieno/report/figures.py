@@ -77,9 +77,14 @@ def reliabilities(last: Sequence[Predictions], sets: Sequence[EvaluatedSet]) -> 
     return figures
 
 
-def densities(last: Sequence[Predictions], sets: Sequence[EvaluatedSet]) -> list[Figure]:
-    """Return a figure a set: its right and its wrong answers, the same axes everywhere. None for a single member."""
-    shown = [(p, s, uncertainty.decompose(p.probs)) for p, s in zip(last, sets, strict=True)]
+def densities(answered: Sequence[Predictions], sets: Sequence[EvaluatedSet]) -> list[Figure]:
+    """Return a figure a file of answers: the right and the wrong ones, the same axes everywhere.
+
+    Args:
+        answered: of a set each; those of a single member are left out, and those without known answers.
+        sets: theirs.
+    """
+    shown = [(p, s, uncertainty.decompose(p.probs)) for p, s in zip(answered, sets, strict=True)]
     shown = [each for each in shown if each[1].guess and len(each[0].members) > 1]
     if not shown:
         return []
