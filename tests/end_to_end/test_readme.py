@@ -59,21 +59,25 @@ def test_files_commands_and_python_of_the_readme_work(
     small = [f"base.model={base}", "training.members=2", "training.epochs=1"]
     settings = [part for setting in small for part in ("--set", setting)]
 
-    verbs = ["datasets", "train", "evaluate", "report", "analyze", "read", "certify", "predict"]
+    verbs = ["datasets", "train", "evaluate", "report", "analyze", "read", "certify", "predict", "serve", "acquire"]
     assert [command[1] for command in STEPS] == verbs
     (tmp_path / "notes.txt").write_text("A plant grows near the window.\n", encoding="utf-8")
     text = io.StringIO()
-    csv.writer(text).writerows([["question", "choices"], [shown["question"], json.dumps(shown["choices"])]])
+    new = [[row["question"], json.dumps(row["choices"])] for row in (shown, *rows(50, seed=2))]
+    csv.writer(text).writerows([["question", "choices"], *new])
     (tmp_path / "new.csv").write_text(text.getvalue(), encoding="utf-8")
-    for command in STEPS[:-1]:
-        said = works(*command[1:], *(settings if command[1] == "train" else []))
-    # Five questions certify nothing, so the last command is refused; without a risk it answers.
+    *before, predict, serve, acquire = (command[1:] for command in STEPS)
+    for command in before:
+        said = works(*command, *(settings if command[0] == "train" else []))
+    # Five questions certify nothing, so what keeps a promise is refused; without a risk it answers.
     assert "Cannot be promised: at most 10% wrong" in said
-    predict = STEPS[-1][1:]
-    refused = ripieno(*predict)
-    assert (refused.code, "--max-risk 0.1: was not promised" in refused.err) == (2, True)
+    for command in (predict, [*serve, "--port", "0"]):
+        refused = ripieno(*command)
+        assert (refused.code, "--max-risk 0.1: was not promised" in refused.err) == (2, True)
     works(*predict[: predict.index("--max-risk")])
     assert (tmp_path / "decided.csv").read_text(encoding="utf-8").startswith("id,answer,answer_text,probs")
+    works(*acquire)
+    assert len((tmp_path / "new-next.csv").read_text(encoding="utf-8").splitlines()) == 51
     assert (tmp_path / "runs/experiment/report/index.html").exists()
     assert list((tmp_path / "runs/experiment/read").glob("notes-*/index.html"))
 
