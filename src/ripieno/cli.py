@@ -547,10 +547,10 @@ def serve(
         raise UserError(
             f"ripieno serve: needs {error.name}, which is not installed: pip install 'ripieno[serve]'"
         ) from None
-    from ripieno.serving.app import Limits
+    from ripieno.serving.schema import Limits
 
     folder, token = _asked(run), server.read_token(token_file)
-    limits = Limits(queue, min(max_questions, queue), max_bytes, timeout)
+    limits = Limits(waiting=queue, questions=min(max_questions, queue), body=max_bytes, seconds=timeout)
 
     def started(address: str) -> None:
         _say(f"ripieno: serving {run} at {address}; Ctrl-C stops it, once what was accepted is answered")

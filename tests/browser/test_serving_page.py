@@ -22,8 +22,9 @@ from ripieno.decisions import Certified
 from ripieno.ensemble import Ensemble
 from ripieno.measures.shift import Shift
 from ripieno.runs import RunFolder
-from ripieno.serving.app import Limits, create_app
+from ripieno.serving.app import create_app
 from ripieno.serving.batcher import Batcher, Full
+from ripieno.serving.schema import Limits
 from ripieno.serving.server import listen
 
 TOKEN = "a-token-of-a-test"

@@ -4,7 +4,7 @@
 import asyncio
 import secrets
 from contextlib import asynccontextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, replace
 from importlib.metadata import version
 from typing import Annotated, Any
 
@@ -13,155 +13,26 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import HTMLResponse, JSONResponse
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 from fastapi_offline import FastAPIOffline
-from pydantic import BaseModel, ConfigDict, Field, create_model
+from pydantic import ConfigDict, Field, create_model
 
-from ripieno.config import Config
-from ripieno.data.prompts import TEMPLATES
 from ripieno.data.question import questions_of_rows
 from ripieno.errors import UserError
 from ripieno.runs import RunFolder
 from ripieno.serving.batcher import Batcher, Full
 from ripieno.serving.gate import BodyLimit, OwnHost
 from ripieno.serving.page import HEADERS, REPORT_HEADERS, page
+from ripieno.serving.schema import About, Decisions, Health, Limits, Problem, describe, row_of
 
-LETTERS = 26
 PROBLEMS = {
     400: "The request's body is no text in UTF-8.",
-    404: "It was not made yet.",
     401: "The bearer token is missing or wrong.",
+    404: "It was not made yet.",
     408: "The request's body did not come in time.",
     413: "The request's body is too large.",
     422: "The request is not as it is described here.",
-    503: "Too many questions are waiting; Retry-After says in how many seconds to ask again.",
+    503: "Nothing is accepted now; where too much waits, Retry-After says in how many seconds to ask again.",
     504: "The answers were not there in time.",
 }
-
-
-@dataclass(frozen=True, slots=True)
-class Limits:
-    """What is accepted.
-
-    Args:
-        waiting: questions accepted and not yet answered, of all callers.
-        questions: of one request.
-        body: bytes of one request.
-        seconds: until a request is answered, or given up.
-    """
-
-    waiting: int = 256
-    questions: int = 64
-    body: int = 2**20
-    seconds: float = 30.0
-
-
-class Problem(BaseModel):
-    """Why a request was refused."""
-
-    detail: str
-
-
-class Health(BaseModel):
-    """That all is well."""
-
-    status: str = "ok"
-
-
-Text = Annotated[str, Field(pattern=r"\S")]
-
-
-class _Row(BaseModel):
-    model_config = ConfigDict(extra="forbid")
-
-    id: Annotated[Text | None, Field(description="Given back with the decision; made of the content by default.")] = (
-        None
-    )
-    context: Annotated[str | None, Field(description="A passage to read first.")] = None
-    subject: Annotated[str | None, Field(description="A group, for prediction sets by subject.")] = None
-
-
-class AskedQuestion(_Row):
-    """A question with choices of its own."""
-
-    question: Text
-    choices: Annotated[list[Text], Field(min_length=2)]
-
-
-class AskedLetters(_Row):
-    """A question with choices of its own, each of which is a letter."""
-
-    question: Text
-    choices: Annotated[list[Text], Field(min_length=2, max_length=LETTERS)]
-
-
-class AskedText(_Row):
-    """A text, whose choices are the run's labels."""
-
-    text: Text
-
-
-class Decided(BaseModel):
-    """What is said of one question: the fields of `ripieno predict`, and what each member said."""
-
-    id: str
-    answer: Annotated[int | None, Field(description="The likeliest choice, from 0; given also when it is handed over.")]
-    answer_text: str | None
-    probs: Annotated[list[float] | None, Field(description="Of each choice, all members pooled, calibrated.")]
-    total: Annotated[float | None, Field(description="Entropy of `probs`, in nats.")]
-    aleatoric: Annotated[float | None, Field(description="The members' mean entropy, in nats.")]
-    epistemic: Annotated[float | None, Field(description="How much the members disagree: mutual information, nats.")]
-    prediction_set: Annotated[list[int] | None, Field(description="Choices, from 0; null where nothing is certified.")]
-    answered: Annotated[str | None, Field(description="yes, or no: a person should decide; null without --max-risk.")]
-    reason: Annotated[str, Field(description="Why, in words.")]
-    members: Annotated[list[list[float]] | None, Field(description="Of each member, each choice's probability.")]
-
-
-class Decisions(BaseModel):
-    """A decision a question, in their order."""
-
-    decisions: list[Decided]
-
-
-class PromiseMade(BaseModel):
-    """What holds of the answers that are given, for questions like those that it was certified on."""
-
-    risk: Annotated[float, Field(description="At most this share of the answered is wrong.")]
-    confidence: float
-    answered: Annotated[float, Field(description="The share of the certification questions that is answered.")]
-    rule: Annotated[str, Field(description="When a question is answered, in words.")]
-
-
-class LimitsSet(BaseModel):
-    """What is accepted: questions that wait, questions and bytes of a request, seconds until it is given up."""
-
-    waiting: int
-    questions: int
-    body: int
-    seconds: float
-
-
-class Lately(BaseModel):
-    """What the last questions looked like beside the certified ones; `unlike`: nothing is promised for such ones."""
-
-    unlike: bool
-    hidden: Annotated[float, Field(description="p-value of the base's hidden states.")]
-    length: Annotated[float, Field(description="p-value of the prompts' lengths.")]
-
-
-class About(BaseModel):
-    """The run that answers."""
-
-    name: str
-    version: Annotated[str, Field(description="Of ripieno.")]
-    base: str
-    members: list[int]
-    epoch: int
-    template: Annotated[str, Field(description="How questions are put.")]
-    labels: Annotated[list[str] | None, Field(description="Fixed choices, where the run classifies texts.")]
-    max_risk: float | None
-    promise: PromiseMade | None
-    lately: Annotated[Lately | None, Field(description="null until enough questions were asked.")]
-    limits: LimitsSet
-    report: Annotated[bool, Field(description="Whether /v1/report has a page.")]
 
 
 def create_app(run: RunFolder, batcher: Batcher, limits: Limits, token: str | None, hosts: set[str] | None) -> FastAPI:
@@ -201,8 +72,9 @@ def create_app(run: RunFolder, batcher: Batcher, limits: Limits, token: str | No
             raise HTTPException(401, said, {"WWW-Authenticate": "Bearer"})
 
     guarded = [] if token is None else [Depends(allowed)]
-    rows: Any = list[_row(config)]  # type: ignore[misc]
-    asked = create_model("Asked", questions=(rows, Field(min_length=1, max_length=limits.questions)))
+    rows: Any = list[row_of(config)]  # type: ignore[misc]
+    some = Field(min_length=1, max_length=limits.questions)
+    asked = create_model("Asked", __config__=ConfigDict(extra="forbid"), questions=(rows, some))
 
     @app.exception_handler(RequestValidationError)
     async def invalid(_: Request, error: RequestValidationError) -> JSONResponse:
@@ -218,8 +90,10 @@ def create_app(run: RunFolder, batcher: Batcher, limits: Limits, token: str | No
     async def decide(body: asked) -> Decisions:  # type: ignore[valid-type]
         """Decide questions: answer, or hand over to a person."""
         rows = [row.model_dump(exclude_none=True) for row in body.questions]  # type: ignore[attr-defined]
+        ids = [row.pop("id", None) for row in rows]  # the caller's own business, so two may be the same
         named = [(f"questions.{number}", row) for number, row in enumerate(rows)]
-        questions = questions_of_rows(named, config.data.labels)
+        read = questions_of_rows(named, config.data.labels)
+        questions = [replace(q, id=given) if given else q for q, given in zip(read, ids, strict=True)]
         try:
             future = batcher.submit(questions)
         except Full as full:
@@ -236,7 +110,7 @@ def create_app(run: RunFolder, batcher: Batcher, limits: Limits, token: str | No
     @app.get("/v1/run", dependencies=guarded, responses=_problems(401))
     async def about() -> About:
         """What answers, what it promises, and what it accepts."""
-        return _about(run, config, batcher, limits)
+        return describe(run, config, batcher, limits)
 
     @app.get("/v1/report", dependencies=guarded, response_class=HTMLResponse, responses=_problems(401, 404))
     def report() -> HTMLResponse:
@@ -246,9 +120,11 @@ def create_app(run: RunFolder, batcher: Batcher, limits: Limits, token: str | No
             raise HTTPException(404, f"there is no report yet; make one: ripieno report {run.path}")
         return HTMLResponse(file.read_bytes(), headers=REPORT_HEADERS)
 
-    @app.get("/healthz")
+    @app.get("/healthz", responses=_problems(503))
     async def healthz() -> Health:
-        """Whether the process runs."""
+        """Whether the process can answer at all; where it cannot, it has to be started again."""
+        if not batcher.alive:
+            raise HTTPException(503, "nothing can be answered any more; start the service again")
         return Health()
 
     @app.get("/readyz", responses=_problems(503))
@@ -265,38 +141,6 @@ def create_app(run: RunFolder, batcher: Batcher, limits: Limits, token: str | No
     return app
 
 
-def _row(config: Config) -> Any:
-    """Return what a question of a run may be; one that classifies takes texts, and questions as well."""
-    own = AskedLetters if TEMPLATES[config.prompt.template].letters else AskedQuestion
-    return own if config.data.labels is None else AskedText | own
-
-
 def _problems(*codes: int) -> dict[int | str, dict[str, Any]]:
     content = {"application/json": {"schema": Problem.model_json_schema()}}
     return {code: {"description": PROBLEMS[code], "content": content} for code in codes}
-
-
-def _about(run: RunFolder, config: Config, batcher: Batcher, limits: Limits) -> About:
-    promise, shift = batcher.promise, batcher.recent.shift if batcher.recent else None
-    made = None
-    if promise is not None and batcher.certificate is not None:
-        made = PromiseMade(
-            risk=promise.risk,
-            confidence=promise.confidence,
-            answered=promise.coverage,
-            rule=batcher.certificate.rule.when(promise.threshold),
-        )
-    return About(
-        name=config.name,
-        version=version("ripieno"),
-        base=config.base.model,
-        members=list(batcher.ensemble.stack.members),
-        epoch=config.training.epochs,
-        template=config.prompt.template,
-        labels=None if config.data.labels is None else list(config.data.labels),
-        max_risk=batcher.max_risk,
-        promise=made,
-        lately=None if shift is None else Lately(unlike=shift.warns, hidden=shift.hidden, length=shift.length),
-        limits=LimitsSet(**asdict(limits)),
-        report=(run.report / "index.html").is_file(),
-    )

@@ -90,9 +90,14 @@ class Batcher:
         self._thread.start()
 
     @property
+    def alive(self) -> bool:
+        """Whether the thread runs that answers."""
+        return self._thread.is_alive()
+
+    @property
     def ready(self) -> bool:
         """Whether a question would be accepted now."""
-        return self._thread.is_alive() and not self._closing and self._accepted < self.waiting
+        return self.alive and not self._closing and self._accepted < self.waiting
 
     def submit(self, questions: Sequence[Question]) -> Future[list[Answer]]:
         """Accept questions, or refuse all of them.
@@ -108,7 +113,7 @@ class Batcher:
         """
         request = _Request(questions, [None] * len(questions))
         with self._changed:
-            if self._closing or self._accepted + len(questions) > self.waiting:
+            if self._closing or not self.alive or self._accepted + len(questions) > self.waiting:
                 raise Full(max(1, math.ceil(self._accepted * self._pace)))
             self._accepted += len(questions)
             self._queue.extend(_Waiting(request, place) for place in range(len(questions)))
@@ -123,6 +128,15 @@ class Batcher:
         self._thread.join()
 
     def _work(self) -> None:
+        try:
+            self._loop()
+        finally:  # also where the loop fails: nobody waits for a thread that has ended
+            with self._changed:
+                self._closing = True
+            for waiting in self._queue:
+                _fail(waiting.request, RuntimeError("the service can answer no more; start it again"))
+
+    def _loop(self) -> None:
         while self._await():
             began = time.monotonic()
             batch, trees = self._take()

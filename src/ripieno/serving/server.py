@@ -15,8 +15,9 @@ from uvicorn.config import LOGGING_CONFIG
 from ripieno.ensemble import Ensemble
 from ripieno.errors import EnvironmentFault, UserError
 from ripieno.runs import RunFolder
-from ripieno.serving.app import Limits, create_app
+from ripieno.serving.app import create_app
 from ripieno.serving.batcher import Batcher
+from ripieno.serving.schema import Limits
 
 TOKEN = "RIPIENO_TOKEN"
 LOOPBACK = {"localhost", "127.0.0.1", "[::1]"}
