@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import runpy
+
 import pytest
 
 from ripieno import cli
@@ -69,3 +71,12 @@ def test_a_bug_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cli.signal, "signal", lambda *_: None)
     with pytest.raises(RuntimeError, match="shapes"):
         cli.main()
+
+
+@pytest.mark.filterwarnings("ignore:'ripieno.cli' found in sys.modules:RuntimeWarning")
+def test_as_a_program_it_is_the_module_that_others_import(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`python -m ripieno.cli`, as torchrun starts it, hands Ray's workers functions that they find again."""
+    called: list[str] = []
+    monkeypatch.setattr(cli, "main", lambda: called.append(cli.__name__))
+    runpy.run_module("ripieno.cli", run_name="__main__")
+    assert called == ["ripieno.cli"]

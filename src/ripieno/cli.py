@@ -535,7 +535,7 @@ def serve(
     max_questions: Annotated[int, typer.Option(min=1, help="Questions of one request, at most.")] = 64,
     max_bytes: Annotated[int, typer.Option(min=1, help="Bytes of one request, at most.")] = 2**20,
     timeout: Annotated[float, typer.Option(min=0.1, help="Seconds until a request is given up.")] = 30.0,
-    quiet: Quiet = False,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress bar, and no line a request.")] = False,
 ) -> None:
     """Answer questions over HTTP, with a page to try them on: POST /v1/decide.
 
@@ -1057,4 +1057,7 @@ def _print_results(run: Path) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    # As the module that others import: Ray's workers look up there what they are told to do.
+    from ripieno.cli import main as importable
+
+    importable()
