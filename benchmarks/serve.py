@@ -4,7 +4,7 @@
 
 QUESTIONS is a file as for `ripieno predict`, whose answers (by this process, before) are what each answer of the
 service is compared with: the decision, word for word, and every probability to `BOUND`. Then a real `ripieno serve` is
-started, and asked by callers of their own connection each:
+started, and asked by callers, over a connection a request:
 
 capacity  For a fifth of the time every caller asks again as soon as it was answered, as many at once as may wait.
 overload  Requests at twice that rate, whether earlier ones are answered or not. A request is answered, refused (503
@@ -99,7 +99,10 @@ class Service:
         """Ask once, over a connection of its own."""
         connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=60)
         try:
-            return ask(connection, method, path, body)
+            connection.request(method, path, body, {"Content-Type": "application/json"} if body else {})
+            response = connection.getresponse()
+            headers = {name.lower(): value for name, value in response.getheaders()}
+            return response.status, headers, response.read()
         finally:
             connection.close()
 
@@ -108,15 +111,6 @@ class Service:
         """MiB."""
         lines = Path(f"/proc/{self.process.pid}/status").read_text().splitlines()
         return next(int(line.split()[1]) for line in lines if line.startswith("VmRSS")) / 1024
-
-
-def ask(
-    connection: http.client.HTTPConnection, method: str, path: str, body: str | None
-) -> tuple[int, dict[str, str], bytes]:
-    """Ask over a connection; return the status, the headers and the body."""
-    connection.request(method, path, body, {"Content-Type": "application/json"} if body else {})
-    response = connection.getresponse()
-    return response.status, {name.lower(): value for name, value in response.getheaders()}, response.read()
 
 
 def row(question: Question) -> dict[str, Any]:
@@ -143,7 +137,7 @@ def apart(answer: dict[str, Any], expected: dict[str, Any]) -> str | None:
 
 
 class Callers:
-    """Threads with a connection each, that ask requests when they are due.
+    """Threads that ask requests when they are due.
 
     Args:
         service: whom they ask.
@@ -174,15 +168,12 @@ class Callers:
 
         def call(number: int) -> None:
             draw = random.Random(number)
-            connection = http.client.HTTPConnection("127.0.0.1", self.service.port, timeout=60)
             while (at := next_due()) is not None:
                 batch = draw.sample(self.questions, self.each)
                 body = json.dumps({"questions": [row(question) for question in batch]})
                 try:
-                    status, headers, said = ask(connection, "POST", "/v1/decide", body)
-                    end, wrong = self._end(status, headers, said, batch)
+                    end, wrong = self._end(*self.service.ask("POST", "/v1/decide", body), batch)
                 except (OSError, http.client.HTTPException):
-                    connection.close()
                     end, wrong = "nobody", None
                     time.sleep(0.02)
                 with lock:
@@ -193,7 +184,6 @@ class Callers:
                         self.found.wrong.append(wrong)
                 if rate is None and end == "refused":
                     time.sleep(0.05)
-            connection.close()
 
         def clock(rate: float) -> None:
             for number in range(int(seconds * rate)):

@@ -219,6 +219,12 @@ def test_the_cache_keeps_what_was_used_last_within_its_size() -> None:
     assert cache.get("", (1, 2)) is None
     cache.put("a", (1, 2), computed())  # again: in place of the first
     assert cache.bytes == 384
+    cache.drop_unused()  # all was used since the beginning
+    assert cache.bytes == 384
+    assert cache.get("a", (1, 2)) is not None
+    cache.drop_unused()
+    assert cache.get("a", (1, 2, 3)) is None
+    assert (cache.get("a", (1, 2)) is not None, cache.bytes) == (True, 192)
     cache.put("c", (5,), {0: (torch.zeros(200), torch.zeros(200))})  # larger than all there is room for
     assert cache.bytes == 0
 

@@ -36,6 +36,7 @@ class KeyValueCache:
         self.most = most
         self.bytes = 0
         self._kept: OrderedDict[tuple[str, Tokens], KeyValues] = OrderedDict()
+        self._used: set[tuple[str, Tokens]] = set()
 
     def get(self, computed_by: str, tokens: Tokens) -> KeyValues | None:
         """Return what is kept of some tokens, or None.
@@ -47,17 +48,26 @@ class KeyValueCache:
         found = self._kept.get((computed_by, tokens))
         if found is not None:
             self._kept.move_to_end((computed_by, tokens))
+            self._used.add((computed_by, tokens))
         return found
 
     def clear(self) -> None:
         """Drop everything."""
         self._kept.clear()
+        self._used.clear()
         self.bytes = 0
+
+    def drop_unused(self) -> None:
+        """Drop what was neither found nor put since the last time."""
+        for key in self._kept.keys() - self._used:
+            self.bytes -= _size(self._kept.pop(key))
+        self._used.clear()
 
     def put(self, computed_by: str, tokens: Tokens, computed: KeyValues) -> None:
         """Keep what was computed of some tokens, and drop what was used longest ago where it is too much."""
         replaced = self._kept.pop((computed_by, tokens), None)
         self._kept[computed_by, tokens] = computed
+        self._used.add((computed_by, tokens))
         self.bytes += _size(computed) - (_size(replaced) if replaced else 0)
         while self.bytes > self.most:
             self.bytes -= _size(self._kept.popitem(last=False)[1])

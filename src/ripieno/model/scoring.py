@@ -159,6 +159,11 @@ class Engine:
         if self.packed:
             self.packed.cache.clear()
 
+    def forget_unused(self) -> None:
+        """Drop the keys and values that no pass has used since the last time: who asks for hours keeps no more."""
+        if self.packed:
+            self.packed.cache.drop_unused()
+
     def parts(self, rows: Sequence[Sequence[Row]]) -> list[list[list[Row]]]:
         """Cut P members' lists of N rows each into parts for one pass of training, within the token budget.
 

@@ -151,6 +151,7 @@ class Batcher:
                 self._accepted -= len(batch)
                 pace = (time.monotonic() - began) / len(batch)
                 self._pace = pace if not self._pace else 0.9 * self._pace + 0.1 * pace
+            self.ensemble.engine.forget_unused()  # what one batch shares at the front, another may never ask for
             if self.recent is not None:
                 self.recent.read([tree for tree in trees if tree is not None])
 
