@@ -38,7 +38,8 @@ class Health(BaseModel):
     status: str = "ok"
 
 
-Text = Annotated[str, Field(pattern=r"\S")]
+# One character at least that is no white space, whichever program's rules of it are applied.
+Text = Annotated[str, Field(pattern=r"[^\s\x1c-\x1f\x85\ufeff]")]
 
 
 class _Row(BaseModel):
