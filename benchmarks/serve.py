@@ -57,12 +57,14 @@ class Found:
         latencies: seconds, of the answered.
         memory: (second, MiB) of the service.
         wrong: what was wrong, in words.
+        seconds: from the first request to the last answer.
     """
 
     ends: Counter[str] = field(default_factory=Counter)
     latencies: list[float] = field(default_factory=list)
     memory: list[tuple[float, float]] = field(default_factory=list)
     wrong: list[str] = field(default_factory=list)
+    seconds: float = 0.0
 
 
 class Service:
@@ -206,6 +208,7 @@ class Callers:
         ended.set()
         for thread in threads:
             thread.join()
+        self.found.seconds = time.monotonic() - begin
 
     def _end(
         self, status: int, headers: dict[str, str], said: bytes, batch: Sequence[Question]
@@ -221,10 +224,10 @@ class Callers:
         return next((("wrong", wrong) for wrong in found if wrong), ("answered", None))
 
 
-def report(name: str, found: Found, seconds: float, each: int) -> None:
+def report(name: str, found: Found, each: int) -> None:
     """Print what a load did; end with an error where something was wrong or lost."""
     counts = ", ".join(f"{count:,} {end}" for end, count in found.ends.most_common())
-    print(f"{name}: {sum(found.ends.values()):,} requests of {each} questions in {seconds:.0f} s: {counts}")
+    print(f"{name}: {sum(found.ends.values()):,} requests of {each} questions in {found.seconds:.0f} s: {counts}")
     if found.latencies:
         points = statistics.quantiles(found.latencies, n=100) if len(found.latencies) > 1 else found.latencies * 99
         print(f"{name}: latency p50 {points[49]:.3f} s, p99 {points[98]:.3f} s")
@@ -244,13 +247,13 @@ def measure(
     callers = Callers(service, questions, expected, args.each, max(1, WAITING // args.each))
     for _ in callers.load(args.seconds / 5, None):
         pass
-    report("capacity", callers.found, args.seconds / 5, args.each)
-    capacity = callers.found.ends["answered"] / (args.seconds / 5)
+    report("capacity", callers.found, args.each)
+    capacity = callers.found.ends["answered"] / callers.found.seconds
     print(f"capacity: {capacity * args.each:.1f} questions/s")
     callers.count = args.callers
     for _ in callers.load(args.seconds, 2 * capacity):
         pass
-    report("overload", callers.found, args.seconds, args.each)
+    report("overload", callers.found, args.each)
     if callers.found.ends["nobody"]:
         sys.exit(f"FAILED: overload: {callers.found.ends['nobody']} requests found nobody")
     restarted = None
@@ -261,13 +264,13 @@ def measure(
             begin = time.monotonic()
             service.start()
             restarted = time.monotonic() - begin
-    report("killed", callers.found, args.seconds / 2, args.each)
+    report("killed", callers.found, args.each)
     print(f"killed: ready again after {restarted:.1f} s")
     for passed in callers.load(args.seconds / 5, 2 * capacity):
         if service.process.poll() is None and passed > args.seconds / 10:
             service.process.send_signal(signal.SIGTERM)
     code = service.process.wait()
-    report("stopped", callers.found, args.seconds / 5, args.each)
+    report("stopped", callers.found, args.each)
     print(f"stopped: exit code {code}")
 
 
