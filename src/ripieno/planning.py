@@ -284,7 +284,7 @@ def _train(
             found = take(f"{count}-steps", _evenly(order, count))
             return found[0]["seconds"], found
 
-        line, seconds, run, drawn = _filling(steps, FEWEST_STEPS, len(order), STEPS_SECONDS, begun)
+        _, (line, seconds, run, drawn) = _filling(steps, FEWEST_STEPS, len(order), STEPS_SECONDS, begun)
     operations = sum(_epoch_operations(engine, rows) for rows in drawn.of.values())
     [state, *_] = sorted((run.path / "resume").glob("*.safetensors"))
     bytes_of_state = state.stat().st_size
@@ -325,16 +325,16 @@ def _ask(ensemble: Ensemble, sets: Sequence[Asked], device: torch.device) -> _As
     ordered = [question for question, _ in sorted(pairs, key=lambda pair: pair[1].read)]
     positions = range(min(ensemble.members_per_pass, len(stack.members)))
 
-    def ask(count: int) -> tuple[float, tuple[float, float, Predictions]]:
+    def ask(count: int) -> tuple[float, tuple[float, Predictions]]:
         some = ensemble.encode(_evenly(ordered, count), bare=ensemble.evaluation.unconditional)
         engine.forget()
         before = engine.meter.operations
         p, seconds = _timed(lambda: ensemble.answer(some, positions))
-        return seconds, (seconds, engine.meter.operations - before, p)
+        return seconds, (engine.meter.operations - before, p)
 
     with _peak(device) as peak:
-        _, (first, of_first, _) = ask(1)
-        seconds, operations, p = _filling(ask, 4, len(ordered), ASKING_SECONDS, ask(4)[0] / 4)
+        first, (of_first, _) = ask(1)
+        seconds, (operations, p) = _filling(ask, 4, len(ordered), ASKING_SECONDS, ask(4)[0] / 4)
 
     def merge() -> None:
         with stack.merged(0):
@@ -365,13 +365,13 @@ def _read(engine: Engine, trees: Sequence[TokenTree], device: torch.device) -> t
     def read(count: int) -> tuple[float, float]:
         some = _evenly(ordered, count)
         _, seconds = _timed(lambda: read_prompts(engine, some))
-        return seconds, seconds / operations(some)  # the second is the rate
+        return seconds, seconds / operations(some)
 
     def operations(some: Iterable[TokenTree]) -> float:
         return sum(engine.meter.count(len(tree.question), len(tree.question)) for tree in some)
 
     with _peak(device) as peak:
-        rate = _filling(read, 4, len(ordered), PROMPTS_SECONDS, read(4)[0] / 4)
+        _, rate = _filling(read, 4, len(ordered), PROMPTS_SECONDS, read(4)[0] / 4)
     return rate * operations(trees), peak.bytes
 
 
@@ -402,8 +402,8 @@ def _evenly(ordered: Sequence[Result], count: int) -> list[Result]:
 
 def _filling(
     measure: Callable[[int], tuple[float, Result]], fewest: int, most: int, seconds: float, pace: float
-) -> Result:
-    """Measure so many things that it takes about some seconds, or all, and return what that gave.
+) -> tuple[float, Result]:
+    """Measure so many things that it takes about some seconds, or all; return what `measure` then returns.
 
     What it took for fewer says how many they are; a GPU's first passes are slow, and say too few at first.
 
@@ -417,7 +417,7 @@ def _filling(
         count = min(most, max(fewest, int(seconds / pace)))
         took, found = measure(count)
         if count == most or took > seconds / 2:
-            return found
+            return took, found
         pace = took / count
 
 

@@ -580,10 +580,8 @@ def make_atomically(path: Path, written: Callable[[BinaryIO], object]) -> None:
             os.fsync(file.fileno())
         os.chmod(temporary, 0o644)
         os.replace(temporary, path)
-    except BaseException:
-        # A signal may arrive just after the rename, when the temporary name is gone already.
+    finally:  # after the rename its name is gone already
         Path(temporary).unlink(missing_ok=True)
-        raise
     folder = os.open(path.parent, os.O_RDONLY)
     try:
         os.fsync(folder)  # the rename itself

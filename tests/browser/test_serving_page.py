@@ -2,33 +2,28 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import pytest
-import uvicorn
 from asked import HOSTILE
 from axe_playwright_python.sync_playwright import Axe
 from commands import rows, works, write_config, write_rows
 from playwright.sync_api import Browser, Error, Page, expect
+from served import RISK, TOKEN, certified_run, serving
 
 from families import save_tiny
 from ripieno.data.question import questions_of_rows
 from ripieno.decisions import Certified
 from ripieno.ensemble import Ensemble
 from ripieno.measures.shift import Shift
-from ripieno.runs import RunFolder
-from ripieno.serving.app import create_app
 from ripieno.serving.batcher import Batcher, Full
 from ripieno.serving.schema import Limits
-from ripieno.serving.server import listen
 
-TOKEN = "a-token-of-a-test"
-RISK, LABELS = 0.9, ["bird", "cat", "fish"]
+LABELS = ["bird", "cat", "fish"]
+SMALL = Limits(waiting=16, body=4000)
 DARK_PHONE = {"viewport": {"width": 360, "height": 740}, "color_scheme": "dark"}
 GONE = "The service does not answer; it may have been stopped. Try again once it runs."
 LONG = "Llanfairpwllgwyngyllgogerychwyrndrobwllllantysiliogogogoch"
@@ -53,26 +48,6 @@ class Service:
         return reply.json()["decisions"][0]
 
 
-@contextmanager
-def serving(
-    run: Path, ensemble: Ensemble, risk: float | None, token: str | None = None
-) -> Iterator[tuple[str, Batcher]]:
-    """As `ripieno serve`, in a thread, which takes no signals."""
-    batcher = Batcher(ensemble, risk, 16)
-    listening = listen("127.0.0.1", 0, None)
-    listening.listen()
-    app = create_app(RunFolder(run), batcher, Limits(body=4000), token, {"127.0.0.1"})
-    server = uvicorn.Server(uvicorn.Config(app, log_level="warning"))
-    thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]})
-    thread.start()
-    try:
-        yield f"http://127.0.0.1:{listening.getsockname()[1]}", batcher
-    finally:
-        server.should_exit = True
-        thread.join()
-        batcher.close()
-
-
 @pytest.fixture(scope="module")
 def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return save_tiny(tmp_path_factory.mktemp("base") / "tiny")
@@ -81,15 +56,8 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def certified(base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run of two members with a promise and a report."""
-    folder = tmp_path_factory.mktemp("certified")
     counts = {"train": 4, "validation": 12, "certification": 12, "test": 4}
-    data = {
-        role: [write_rows(folder / f"{role}.jsonl", rows(count, seed, (2, 3)))]
-        for seed, (role, count) in enumerate(counts.items())
-    }
-    run = folder / "run"
-    works("train", write_config(folder, base, data), "--run", run, "--quiet")
-    works("certify", run, "--risk", str(RISK), "--confidence", "0.9", "--quiet")
+    run = certified_run(tmp_path_factory.mktemp("certified"), base, counts)
     works("evaluate", run, "--quiet")
     works("report", run)
     return run
@@ -123,20 +91,20 @@ def service(certified: Path) -> Iterator[Service]:
         promise=replace(certificate.promise, threshold=between),
     )
     ensemble = replace(ensemble, certified=Certified(changed, ensemble.certified.features))
-    with serving(certified, ensemble, RISK) as (url, batcher):
-        yield Service(url, batcher, asked[sure], asked[unsure])
+    with serving(certified, ensemble, RISK, SMALL) as (port, batcher):
+        yield Service(f"http://127.0.0.1:{port}", batcher, asked[sure], asked[unsure])
 
 
 @pytest.fixture(scope="module")
 def guarded(certified: Path) -> Iterator[str]:
-    with serving(certified, Ensemble.load(certified), RISK, TOKEN) as (url, _):
-        yield url
+    with serving(certified, Ensemble.load(certified), RISK, SMALL, TOKEN) as (port, _):
+        yield f"http://127.0.0.1:{port}"
 
 
 @pytest.fixture(scope="module")
 def of_labels(labelled: Path) -> Iterator[str]:
-    with serving(labelled, Ensemble.load(labelled), None) as (url, _):
-        yield url
+    with serving(labelled, Ensemble.load(labelled), None, SMALL) as (port, _):
+        yield f"http://127.0.0.1:{port}"
 
 
 @pytest.fixture

@@ -20,10 +20,11 @@ from typing import Any
 import numpy as np
 import pytest
 import schemathesis
-import uvicorn
 from commands import one_line, ripieno, rows, works, write_config, write_rows
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from served import LIMITS, RISK, TOKEN, certified_run
+from served import serving as in_thread
 
 from pages import blocks, run_python
 from ripieno import Ensemble
@@ -32,13 +33,9 @@ from ripieno.decisions import UNLIKE, Decision
 from ripieno.errors import UserError
 from ripieno.runs import RunFolder
 from ripieno.serving import recent
-from ripieno.serving.app import create_app
 from ripieno.serving.batcher import Batcher, Full
 from ripieno.serving.schema import Limits
 
-RISK = 0.9
-TOKEN = "a-token-of-some-length"
-LIMITS = Limits()
 # Probabilities of a tiny float32 model in batches of other sizes: logits below 10, 2^-24 a rounding, some hundred of
 # them in a row.
 BOUND = 1e-5
@@ -58,13 +55,7 @@ class Certified:
 def certified(base: Path, tmp_path_factory: pytest.TempPathFactory) -> Certified:
     folder = tmp_path_factory.mktemp("served")
     counts = {"train": 8, "validation": 30, "calibration": 10, "certification": 40}
-    data = {
-        role: [write_rows(folder / f"{role}.jsonl", rows(count, seed, (2, 3)))]
-        for seed, (role, count) in enumerate(counts.items())
-    }
-    run = folder / "run"
-    works("train", write_config(folder, base, data, evaluation={"max_tokens": 60}), "--run", run)
-    works("certify", run, "--risk", str(RISK), "--confidence", "0.9")
+    run = certified_run(folder, base, counts, evaluation={"max_tokens": 60})
     asked = rows(40, 9, (2, 3, 4))
     asked[3]["question"] = "too long " * 60
     asked[4] |= {"context": "a house near the window", "subject": "plants"}
@@ -86,7 +77,6 @@ class Served:
 
     port: int
     batcher: Batcher
-    server: uvicorn.Server
 
     def ask(
         self, path: str, body: Any = None, headers: dict[str, str] | None = None, method: str | None = None
@@ -118,19 +108,9 @@ def serving(
     risk: float | None = RISK,
 ) -> Iterator[Served]:
     # An ensemble of its own: one thread alone may ask it, and another service may still be at work.
-    batcher = Batcher(Ensemble.load(certified.run.path), risk, limits.waiting)
-    app = create_app(certified.run, batcher, limits, token, {"127.0.0.1", "localhost", "[::1]"})
-    server = uvicorn.Server(uvicorn.Config(app, log_config=None, lifespan="on"))
-    listening = socket.create_server(("127.0.0.1", 0))
-    thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]})
-    thread.start()
-    try:
-        yield Served(listening.getsockname()[1], batcher, server)
-    finally:
-        server.should_exit = True
-        thread.join()
-        batcher.close()
-        listening.close()
+    ensemble = Ensemble.load(certified.run.path)
+    with in_thread(certified.run.path, ensemble, risk, limits, token) as (port, batcher):
+        yield Served(port, batcher)
 
 
 @pytest.fixture(scope="module")
@@ -298,11 +278,30 @@ def test_a_full_queue_is_503_and_says_when_to_ask_again(certified: Certified, mo
         assert served.ask("/readyz")[0] == 200
 
 
+def test_what_could_not_be_answered_in_time_is_refused_at_once(
+    certified: Certified, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """To wait in vain helps nobody; a service that is at rest always takes a question, however slow it was."""
+    batcher = Batcher(Ensemble.load(certified.run.path), None, waiting=100, seconds=3.0)
+    batcher._pace = 2.0  # seconds a question
+    with held(certified, monkeypatch) as (go, _):
+        waits = [batcher.submit([question]) for question in certified.questions[4:6]]
+        with pytest.raises(Full) as refused:
+            batcher.submit(certified.questions[6:7])
+        assert refused.value.seconds == 4
+        assert not batcher.ready
+        go.set()
+        assert [len(future.result(60)) for future in waits] == [1, 1]
+    until(lambda: batcher.ready)
+    batcher.close()
+
+
 def test_a_request_is_given_up_in_time_and_then_not_asked(
     certified: Certified, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with serving(certified, Limits(seconds=0.3)) as served, held(certified, monkeypatch) as (go, sizes):
         first = served.batcher.submit(certified.questions[5:6])
+        until(lambda: sizes)
         status, said, _ = served.ask("/v1/decide", {"questions": [row(certified.questions[6])]})
         assert (status, said["detail"]) == (504, "the answers were not there after 0.3 s; ask again later")
         go.set()

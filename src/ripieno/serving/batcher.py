@@ -67,16 +67,17 @@ class Batcher:
         ensemble: asked in this object's own thread alone.
         max_risk: as in `Ensemble.decide`.
         waiting: how many questions may be accepted and not yet answered.
+        seconds: for which a caller waits: what would take longer is not accepted.
 
     Raises:
         UserError: that risk was not promised.
     """
 
-    def __init__(self, ensemble: Ensemble, max_risk: float | None, waiting: int):
+    def __init__(self, ensemble: Ensemble, max_risk: float | None, waiting: int, seconds: float = math.inf):
         self.certificate = ensemble.certified.certificate if ensemble.certified else None
         self.promise = decisions.promise_of(self.certificate, max_risk)
         self.max_risk = max_risk
-        self.waiting = waiting
+        self.waiting, self.seconds = waiting, seconds
         # What is too long goes to a person; what else a run may store of its answers, nobody reads here.
         evaluation = Evaluation(max_tokens=ensemble.evaluation.max_tokens, too_long="drop")
         self.ensemble = replace(ensemble, evaluation=evaluation)
@@ -97,23 +98,27 @@ class Batcher:
     @property
     def ready(self) -> bool:
         """Whether a question would be accepted now."""
-        return self.alive and not self._closing and self._accepted < self.waiting
+        return self._has_room(1)
+
+    def _has_room(self, count: int) -> bool:
+        in_time = self._accepted * self._pace <= self.seconds  # always so where nothing waits
+        return self.alive and not self._closing and in_time and self._accepted + count <= self.waiting
 
     def submit(self, questions: Sequence[Question]) -> Future[list[Answer]]:
         """Accept questions, or refuse all of them.
 
         Args:
-            questions: of one caller, one at least, of different ids.
+            questions: of one caller, one at least.
 
         Returns:
             Their answers, in their order, to come. Cancelled, what is not yet asked of it is never asked.
 
         Raises:
-            Full: they are more than can wait.
+            Full: they are more than can wait, or would wait for too long.
         """
         request = _Request(questions, [None] * len(questions))
         with self._changed:
-            if self._closing or not self.alive or self._accepted + len(questions) > self.waiting:
+            if not self._has_room(len(questions)):
                 raise Full(max(1, math.ceil(self._accepted * self._pace)))
             self._accepted += len(questions)
             self._queue.extend(_Waiting(request, place) for place in range(len(questions)))

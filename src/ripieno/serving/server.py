@@ -28,10 +28,10 @@ def serve(
     listening: socket.socket,
     max_risk: float | None,
     *,
-    token: str | None = None,
-    limits: Limits | None = None,
-    quiet: bool = False,
-    started: Callable[[str], None] | None = None,
+    token: str | None,
+    limits: Limits,
+    quiet: bool,
+    started: Callable[[str], None],
 ) -> None:
     """Answer requests until a signal comes; then answer what was accepted, and return by that signal.
 
@@ -47,10 +47,9 @@ def serve(
     Raises:
         UserError: that risk was not promised.
     """
-    limits = limits or Limits()
     host, port = listening.getsockname()[:2]
     name = f"[{host}]" if ":" in host else host
-    batcher = Batcher(Ensemble.load(run.path), max_risk, limits.waiting)
+    batcher = Batcher(Ensemble.load(run.path), max_risk, limits.waiting, limits.seconds)
     try:
         app = create_app(run, batcher, limits, token, LOOPBACK | {name} if is_loopback(host) else None)
         config = uvicorn.Config(
@@ -61,8 +60,7 @@ def serve(
             timeout_graceful_shutdown=int(limits.seconds) + 5,
         )
         listening.listen(config.backlog)
-        if started is not None:
-            started(f"http://{name}:{port}")
+        started(f"http://{name}:{port}")
         uvicorn.Server(config).run(sockets=[listening])
     finally:
         batcher.close()
