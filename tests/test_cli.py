@@ -7,32 +7,40 @@ import runpy
 import pytest
 
 from ripieno import cli
+from ripieno.cli import options
+from ripieno.cli.output import Terminated
 from ripieno.errors import EnvironmentFault, UserError
 
 
 @pytest.mark.parametrize(
     ("text", "expected"),
-    [("0", [0]), ("0-4", [0, 1, 2, 3, 4]), ("0,2", [0, 2]), ("3,0-1,1", [0, 1, 3]), ("2-1", [])],
+    [("0", [0]), ("0-4", [0, 1, 2, 3, 4]), ("0,2", [0, 2]), ("3,0-1,1", [0, 1, 3]), ("4-4", [4])],
 )
 def test_members_are_numbers_and_ranges(text: str, expected: list[int]) -> None:
-    assert cli._members(text) == expected
+    assert options.members(text, 5) == expected
 
 
 @pytest.mark.parametrize("text", ["", "a", "-1", "0-", "0,,1", "1.5", "0-1-x"])
 def test_other_members_are_refused(text: str) -> None:
     with pytest.raises(UserError, match=r"--members .*: give numbers and ranges, such as 0-4 or 0,2"):
-        cli._members(text)
+        options.members(text, 5)
+
+
+@pytest.mark.parametrize("text", ["5", "0-5", "2-1", "0,7", "0-99999999999"])
+def test_members_that_the_ensemble_does_not_have_are_refused(text: str) -> None:
+    with pytest.raises(UserError, match=rf"--members {text}: the ensemble has members 0 to 4"):
+        options.members(text, 5)
 
 
 @pytest.mark.parametrize(("text", "expected"), [("all", None), ("last", [3]), ("0", [0]), ("2", [2]), ("99", [99])])
 def test_epochs(text: str, expected: list[int] | None) -> None:
-    assert cli._epochs(text, 3) == expected
+    assert options.epochs(text, 3) == expected
 
 
 @pytest.mark.parametrize("text", ["", "first", "-1", "1.0", "²"])
 def test_other_epochs_are_refused(text: str) -> None:
     with pytest.raises(UserError, match="give a number, last or all"):
-        cli._epochs(text, 3)
+        options.epochs(text, 3)
 
 
 @pytest.mark.parametrize(
@@ -43,7 +51,7 @@ def test_other_epochs_are_refused(text: str) -> None:
         (MemoryError(), 1),
         (RuntimeError("CUDA out of memory. Tried to allocate 2 GiB"), 1),
         (KeyboardInterrupt(), 130),
-        (cli._Terminated(), 143),
+        (Terminated(), 143),
     ],
 )
 def test_every_failure_has_its_exit_code_and_one_line(
@@ -73,7 +81,6 @@ def test_a_bug_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
         cli.main()
 
 
-@pytest.mark.filterwarnings("ignore:'ripieno.cli' found in sys.modules:RuntimeWarning")
 def test_as_a_program_it_is_the_module_that_others_import(monkeypatch: pytest.MonkeyPatch) -> None:
     """`python -m ripieno.cli`, as torchrun starts it, hands Ray's workers functions that they find again."""
     called: list[str] = []

@@ -115,6 +115,18 @@ def certify(
     return made
 
 
+def certify_first(run: RunFolder, max_risk: float | None, progress: Progress) -> Certificate | None:
+    """Certify a risk, at `CONFIDENCE`, where one is named and nothing was certified yet; None elsewhere.
+
+    Raises:
+        UserError: the risk is none, or as `certify`.
+    """
+    if max_risk is None or decisions.recorded(run) is not None:
+        return None
+    decisions.check_share("--max-risk", max_risk)
+    return certify(run, max_risk, CONFIDENCE, progress=progress)
+
+
 def _kept(run: RunFolder, asked: Mapping[str, Any]) -> Certificate | None:
     """Return what was certified before, None where nothing was.
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -132,8 +132,7 @@ def promise_of(certificate: Certificate | None, max_risk: float | None) -> Promi
     """
     if max_risk is None:
         return None
-    if not 0.0 < max_risk < 1.0:
-        raise UserError(f"--max-risk {max_risk:g}: give a share between 0 and 1, such as 0.05 for 5%")
+    check_share("--max-risk", max_risk)
     if certificate is None:
         raise UserError(f"--max-risk {max_risk:g}: nothing is certified of these members; run `ripieno certify` first")
     promise = certificate.promised(max_risk)
@@ -146,6 +145,43 @@ def promise_of(certificate: Certificate | None, max_risk: float | None) -> Promi
         )
         raise UserError(f"--max-risk {max_risk:g}: was not promised; {said} (see `ripieno certify`)")
     return promise
+
+
+def check_share(option: str, share: float) -> None:
+    """Check a share that a user names.
+
+    Raises:
+        UserError: it is none.
+    """
+    if not 0.0 < share < 1.0:
+        raise UserError(f"{option} {share:g}: give a share between 0 and 1, such as 0.05 for 5%")
+
+
+def cautions(
+    file: Path,
+    questions: Sequence[Question],
+    decided: Sequence[Decision],
+    certificate: Certificate | None,
+    max_risk: float | None,
+) -> Iterator[str]:
+    """Yield what whoever asked a file of questions should know beside the decisions.
+
+    Args:
+        file: of the questions.
+        questions, decided: N, in the same order.
+        certificate, max_risk: as in `decide`.
+    """
+    if any(decision.reason.startswith(UNLIKE) for decision in decided):
+        yield f"warning: {file}: {UNLIKE} (their hidden states or lengths differ)"
+    elif max_risk is not None and len(decided) < FEWEST:
+        yield f"{len(decided)} questions are too few to see whether they are like the certified ones"
+    if certificate is not None:
+        sets = certificate.sets
+        if unknown := sets.uncertified([q.subject for q in questions], [q.choices for q in questions]):
+            yield (
+                f"warning: {file}: {unknown} of {len(questions)} questions are of no {sets.by} that was certified; "
+                "every choice is in their prediction sets"
+            )
 
 
 def _verdict(rule: Rule, promise: Promise | None, uncertainty: float, confidence: float) -> tuple[str | None, str]:

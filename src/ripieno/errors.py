@@ -1,4 +1,4 @@
-"""The two kinds of failure that a command reports in one line (see cli.py for the exit codes)."""
+"""The two kinds of failure that a command reports in one line (see `cli.main` for the exit codes)."""
 
 
 class UserError(Exception):

@@ -73,6 +73,16 @@ class Sampling:
         return {**asdict(self), "settings": self.way.model_dump(mode="json")}
 
 
+def sampling_of(config: Config, method: str, settings: Mapping[str, Any], draws: int | None, member: int) -> Sampling:
+    """Return a sampling of a run's member; where nobody says how many draws, as many as the method gives then.
+
+    Raises:
+        UserError: there is no such method, or it has no such setting.
+    """
+    count = methods.named(method, settings).count(config.training.members) if draws is None else draws
+    return Sampling(method, count, member, settings)
+
+
 @dataclass(frozen=True)
 class Job:
     """One file of predictions to make: a data set as the members (or the base) answer it after an epoch."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -130,6 +130,23 @@ def export(
     made["mean"] = (plain, mean, _card(run, config, about, [], plain, lost))
     _write(output, made)
     return Exported(tuple(output / name for name in made if name != "mean"), output / "mean", lost)
+
+
+def said(made: Exported) -> Iterator[str]:
+    """Yield what was written as lines of text."""
+    lost = made.lost
+    yield f"{len(made.members)} members: {made.mean.parent}/member-*"
+    off = "exact" if lost is None else f"off by {lost.error:.1%} of the updates' norm"
+    yield f"Their mean, as one adapter ({off}): {made.mean}"
+    if lost is None:
+        return
+    if (q := lost.quality) is None:
+        yield "What that loses was not measured: no test question has an answer."
+        return
+    yield (
+        f"On {q.questions:,} test questions the cut one has accuracy {q.accuracy:.3f} ({q.more_accuracy:+.3f} against "
+        f"the exact mean) and NLL {q.nll:.3f} ({q.more_nll:+.4f} [{q.low:+.4f}, {q.high:+.4f}])."
+    )
 
 
 def mean_member(tensors: Sequence[Tensors], scale: float) -> Tensors:

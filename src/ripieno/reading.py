@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -223,6 +223,17 @@ def measure(found: Tokens) -> list[Measured]:
         ece = measures.ece(found.confidence[rows], found.correct[rows].astype(np.float64))
         measured.append(Measured(what, tokens.summarise(found, rows), ece))
     return measured
+
+
+def said(tables: Sequence[Tokens]) -> Iterator[str]:
+    """Yield what `evaluate` found as lines of text."""
+    for found in tables:
+        yield f"{found.dataset}/{found.split}, {found.method}, epoch {found.epoch}"
+        yield f"  {'':<16}{'tokens':>9}{'NLL':>8}{'perplexity':>12}{'accuracy':>10}{'ECE':>8}"
+        for measured in measure(found):
+            s = measured.summary
+            numbers = f"{s.tokens:>9,}{s.nll:>8.3f}{s.perplexity:>12,.1f}{s.accuracy:>10.3f}{measured.ece:>8.3f}"
+            yield f"  {measured.what:<16}{numbers}"
 
 
 def _inputs(run: RunFolder, config: Config, members: dict[int, int], questions: Sequence[Question]) -> str:

@@ -423,7 +423,7 @@ CASES = [
     Case("members no numbers", "train $CONFIG --members x",
          said="--members x: give numbers and ranges, such as 0-4 or 0,2"),
     Case("members too many", f"train $CONFIG {NEW} --members 0-3",
-         said="--members: the ensemble has members 0 to 2"),
+         said="--members 0-3: the ensemble has members 0 to 2"),
     # bases and adapters
     Case("no such base", f"train $CONFIG {SET} base.model=$TMP/none",
          said="base.model '$TMP/none': no folder, no .gguf file, and no hub id (ORGANISATION/NAME); mend it"),

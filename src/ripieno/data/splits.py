@@ -8,7 +8,7 @@ import json
 import os
 import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from fractions import Fraction
 from functools import cached_property
@@ -461,3 +461,19 @@ def check(path: Path, labels: Sequence[str] | None = None) -> Summary:
         equal_choices=loaded.equal_choices,
         repeats=len(loaded.rows) - len(contents),
     )
+
+
+def said(path: Path, summary: Summary) -> Iterator[str]:
+    """Yield what a user's file holds as lines of text."""
+    if summary.texts:
+        yield f"{path}: {summary.texts} texts (they train under the next_token loss)"
+        return
+    few, many = summary.min_choices, summary.max_choices
+    sizes = f"{few} to {many}" if few < many else f"{many}"
+    yield f"{path}: {summary.questions} questions of {sizes} choices, {summary.answered} with an answer"
+    for subject, count in sorted(summary.subjects.items()):
+        yield f"  {subject}: {count}"
+    if summary.equal_choices:
+        yield f"  {summary.equal_choices} questions have two equal choices"
+    if summary.repeats:
+        yield f"  {summary.repeats} rows repeat an earlier question"

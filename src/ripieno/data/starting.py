@@ -10,8 +10,9 @@ from pathlib import Path
 
 from ripieno.data import splits
 from ripieno.data.question import read_rows
-from ripieno.errors import UserError
+from ripieno.errors import EnvironmentFault, UserError
 from ripieno.escaping import terminal_line
+from ripieno.runs import write_atomically
 
 # Percent of the file. Certification is large, as a promise takes labels; validation says where to draw its line.
 SHARES = {"train": 50, "validation": 15, "calibration": 5, "certification": 20, "test": 10}
@@ -72,6 +73,21 @@ def start(path: Path) -> Start:
         )
     name = re.sub(r"[^A-Za-z0-9._-]+", "-", path.stem).strip("-._") or "experiment"
     return Start(name, _yaml(name, path, summary.questions, labels), summary.questions, labels)
+
+
+def write(path: Path, started: Start) -> None:
+    """Write a first config where no file is.
+
+    Raises:
+        UserError: one is.
+        EnvironmentFault: it cannot be written.
+    """
+    if path.exists():
+        raise UserError(f"{path}: is there already; choose another name with --output")
+    try:
+        write_atomically(path, started.yaml.encode())
+    except OSError as error:
+        raise EnvironmentFault(f"{path}: cannot be written ({error.strerror or error})") from error
 
 
 def labels_of(path: Path) -> tuple[str, ...] | None:

@@ -7,10 +7,10 @@ same whatever the others do. A launcher only starts them: on this machine, on a 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 from ripieno.config import Launch
 from ripieno.errors import UserError
@@ -32,8 +32,8 @@ class Launcher(Protocol):
         """Do commands, all of a step before the next one; return as what they are queued, "" where they are done."""
 
 
-def launcher(launch: Launch, run: Path, device: str, do: Do) -> Launcher:
-    """Return what a config asks for.
+def launcher(launch: Launch, run: Path, device: str, do: Do) -> Launcher | None:
+    """Return what shares the work out as a config asks; None where this process does it alone.
 
     Args:
         launch: of the config.
@@ -52,7 +52,24 @@ def launcher(launch: Launch, run: Path, device: str, do: Do) -> Launcher:
         from ripieno.launching.ray import Ray
 
         return Ray(launch, run, do)
-    return Local(launch, device)
+    local = Local(launch, device)
+    return local if local.workers > 1 else None
+
+
+def words(name: str, of: Path, options: Mapping[str, Any]) -> list[str]:
+    """Return the words of a command.
+
+    Args:
+        name: of the command.
+        of: its argument.
+        options: by their names: None or False where one is not given, True for a flag, a list for one given again.
+    """
+    found = [name, str(of)]
+    for option, given in options.items():
+        for value in given if isinstance(given, list) else [given]:
+            if value is not None and value is not False:
+                found += [option] if value is True else [option, str(value)]
+    return found
 
 
 def train_commands(common: Command, members: Sequence[int], workers: int) -> list[Command]:

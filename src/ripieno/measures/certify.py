@@ -379,6 +379,21 @@ def plan(
     return plans
 
 
+def plans(risk: float, confidence: float, accuracy: float, error_auroc: float) -> list[Plan]:
+    """Return `plan` of more and more labels, each twice as many, up to a number that is nearly sure to do.
+
+    Raises:
+        ValueError: as `plan`.
+    """
+    labels, found = fewest_answered(risk, confidence), list[Plan]()
+    for _ in range(8):
+        found += plan(risk, confidence, accuracy, error_auroc, [labels])
+        if found[-1].promised > 0.95:
+            break
+        labels *= 2
+    return found
+
+
 @dataclass(frozen=True, slots=True)
 class _Grid:
     """A Beta distribution of confidence on a grid: places [G] in (0, 1) and their masses, which sum to 1."""

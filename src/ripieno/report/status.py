@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from ripieno import live
+from ripieno.errors import EnvironmentFault, UserError
 from ripieno.escaping import terminal_line
 from ripieno.runs import RunFolder
 
@@ -125,6 +126,31 @@ def follow(
             return
         before = f"\x1b[{len(lines)}F\x1b[J" if in_place else "\n"
         wait(live.EVERY)
+
+
+def verified(run: RunFolder) -> Iterator[str]:
+    """Check every file of a run, and yield a line on each that is not as it was written, or that all are.
+
+    Raises:
+        UserError: the folder is no run's, or of a newer version.
+        EnvironmentFault: a file is missing or damaged; after the lines.
+    """
+    run.refuse_newer()
+    config = (run.path / "config.yaml").exists()
+    if not run.recorded() and not config:
+        raise UserError(f"{run.path}: not a run folder; `ripieno train CONFIG.yaml` makes one")
+    if config and "manifest.json" not in run.recorded():
+        raise run.damage(run.path / "checksums.jsonl")
+    damaged = run.damaged()
+    for path, why in damaged:
+        name = path.relative_to(run.path).as_posix()
+        yield f"{name}: {why}; {run.mend(name)}"
+    if run.edited:
+        yield "config.yaml: edited, in nothing that moves results"
+    if damaged:
+        count = "1 file is" if len(damaged) == 1 else f"{len(damaged)} files are"
+        raise EnvironmentFault(f"{run.path}: {count} missing or damaged")
+    yield f"{run.path}: all {len(run.recorded())} files are as they were written"
 
 
 def fitted(lines: Sequence[str], columns: int, rows: int) -> list[str]:
