@@ -46,12 +46,15 @@ Workers = Annotated[
     int | None, typer.Option(min=1, help="How many processes share it. Default: launch.workers of the config.")
 ]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="With Slurm: only print the batch script.")]
-Bins = Annotated[int, typer.Option(min=1, help="Bins of confidence, of the calibration errors.")]
+Bins = Annotated[int, typer.Option(min=1, help="Bins of confidence in the calibration errors.")]
 
 
 @app.command()
 def demo(run: Annotated[Path, typer.Option(help="The run folder.")] = Path("runs/demo"), quiet: Quiet = False) -> None:
-    """Do the whole job on the embedded default: model, data, training, evaluation, report."""
+    """Do the whole job once, on a small model and real questions.
+
+    It fetches both, trains, evaluates, and writes a report.
+    """
     from ripieno import experiment
     from ripieno.report.run import notes
 
@@ -110,9 +113,9 @@ def train(
     data_dir: DataDir = None,
     quiet: Quiet = False,
 ) -> None:
-    """Train the members, or go on where this run stopped: the same command starts and resumes.
+    """Train the members, or go on where this run stopped.
 
-    --members alone trains them in this process.
+    The same command starts and resumes. --members alone trains them in this process.
     """
     from ripieno import config as configs
     from ripieno import experiment, launching
@@ -149,7 +152,10 @@ def plan(
     data_dir: DataDir = None,
     quiet: Quiet = False,
 ) -> None:
-    """Estimate time and memory of training and evaluation, from half a minute of the real work on this machine."""
+    """Estimate the time and memory of training and evaluation.
+
+    It does half a minute of the real work on this machine, and writes nothing.
+    """
     started = time.perf_counter() - time.process_time()  # what it took to come here is work of the processor's
     from ripieno import config as configs
     from ripieno import planning
@@ -169,14 +175,16 @@ def plan(
 
 @app.command("import")
 def import_(
-    config: Annotated[Path, typer.Argument(metavar="CONFIG.yaml", help="How they are asked, and which questions.")],
+    config: Annotated[
+        Path, typer.Argument(metavar="CONFIG.yaml", help="The base, how the members are asked, and which questions.")
+    ],
     adapters: Annotated[
-        list[str], typer.Argument(metavar="ADAPTER ...", help="PEFT folders or hub ids, a member each.")
+        list[str], typer.Argument(metavar="ADAPTER ...", help="PEFT folders or hub ids, one for each member.")
     ],
     run: Annotated[Path | None, typer.Option(help="The run folder; runs/NAME by default.")] = None,
     data_dir: DataDir = None,
 ) -> None:
-    """Make a run of LoRA adapters that were trained elsewhere; every other command then takes it."""
+    """Make a run of LoRA adapters that were trained elsewhere. Every other command then takes it."""
     from ripieno.importing import import_adapters
 
     folder = import_adapters(config, adapters, run, data_dir=data_dir)
@@ -213,7 +221,7 @@ def evaluate(
         typer.Option("--unconditional", help="Text templates: also store each choice's score without its question."),
     ] = False,
     choices: Annotated[
-        int | None, typer.Option(min=2, help="Ask again with wrong choices dropped at random to this many.")
+        int | None, typer.Option(min=2, help="Ask again with wrong choices dropped at random, down to this many.")
     ] = None,
     rotations: Annotated[
         bool,
@@ -236,10 +244,10 @@ def evaluate(
     draws: Annotated[
         int | None,
         typer.Option(
-            help="With --method: how many; as many as members by default, more where they are free (laplace)."
+            help="With --method: how many draws; as many as members by default, more where they are free (laplace)."
         ),
     ] = None,
-    member: Annotated[int | None, typer.Option(help="With --method: whose; 0 by default.")] = None,
+    member: Annotated[int | None, typer.Option(help="With --method: which member; 0 by default.")] = None,
     shard: Annotated[
         str | None,
         typer.Option(
@@ -252,7 +260,7 @@ def evaluate(
     data_dir: DataDir = None,
     quiet: Quiet = False,
 ) -> None:
-    """Ask the base and the members, in and out of domain; what is there already is not computed again."""
+    """Ask the base and the members, in and out of domain. What is there already is not computed again."""
     from ripieno import config as configs
     from ripieno import evaluation, launching, methods
 
@@ -342,7 +350,10 @@ def compare(
     data_dir: DataDir = None,
     quiet: Quiet = False,
 ) -> None:
-    """Set every way to be uncertain side by side: train what they share once, ask each the same, write one table."""
+    """Set every way to be uncertain side by side, in one table.
+
+    It trains once what they share, and asks each the same questions.
+    """
     from ripieno.report import methods
 
     folder = source
@@ -370,7 +381,10 @@ def read(
     output: Annotated[Path | None, typer.Option(help="The folder to write into; in RUN/read by default.")] = None,
     quiet: Quiet = False,
 ) -> None:
-    """Read a text token by token: how probable, how unsure, how far the members agree; a table and a heat map."""
+    """Show what the members make of a text, token by token.
+
+    How probable each token is, how unsure they are, how far they agree: a table and a heat map.
+    """
     from ripieno import reading
     from ripieno.progress import Progress
     from ripieno.report.heatmap import reader, words
@@ -391,7 +405,10 @@ def read(
 
 @app.command()
 def calibrate(run: Run, data_dir: DataDir = None, quiet: Quiet = False) -> None:
-    """Fit the temperature on the questions of data.calibration; show the measures before and after."""
+    """Fit the temperature, which corrects how sure answers are.
+
+    It is fitted on the questions of data.calibration; the measures are shown before and after.
+    """
     from ripieno import experiment
     from ripieno.measures import analyze as measure
     from ripieno.progress import Progress
@@ -416,7 +433,7 @@ def calibrate(run: Run, data_dir: DataDir = None, quiet: Quiet = False) -> None:
 @app.command()
 def certify(
     run: Annotated[Path | None, typer.Argument(metavar="RUN", help="A run folder; none with --plan.")] = None,
-    risk: Annotated[float, typer.Option(help="At most this share of the answered wrong.")] = 0.05,
+    risk: Annotated[float, typer.Option(help="The largest share of the answered that may be wrong.")] = 0.05,
     confidence: Annotated[float, typer.Option(help="How sure the promise is to hold.")] = 0.95,
     cost_error: CostError = None,
     cost_handover: CostHandover = None,
@@ -426,12 +443,12 @@ def certify(
     ] = "lac",
     sets_by: Annotated[
         Literal["subject", "label"] | None,
-        typer.Option(help="The rate for each subject, or for each label of a text,label file, from its own questions."),
+        typer.Option(help="Prediction sets with a rate for each subject, or each label of a text,label file."),
     ] = None,
     plan: Annotated[
         bool, typer.Option("--plan", help="Only say how many labelled questions a promise takes, by simulation.")
     ] = False,
-    accuracy: Annotated[float, typer.Option(help="With --plan: of the model, were it to answer everything.")] = 0.8,
+    accuracy: Annotated[float, typer.Option(help="With --plan: the model's, if it answered everything.")] = 0.8,
     error_auroc: Annotated[
         float, typer.Option(help="With --plan: how often a wrong answer is less sure than a right one.")
     ] = 0.8,
@@ -439,7 +456,10 @@ def certify(
     data_dir: DataDir = None,
     quiet: Quiet = False,
 ) -> None:
-    """Promise that few answers are wrong: thresholds with a guarantee, on the certification questions, used once."""
+    """Promise that few answers are wrong, or say why it cannot be.
+
+    The promise is made on the certification questions, which can be used once.
+    """
     from ripieno.report import terminal
 
     for name, share in {"--risk": risk, "--confidence": confidence, "--accuracy": accuracy}.items():
@@ -485,9 +505,10 @@ def predict(
     ] = None,
     quiet: Quiet = False,
 ) -> None:
-    """Answer a file of questions with every member, or hand them over at a promised risk.
+    """Answer a file of questions, and hand the unclear ones over.
 
-    Where nothing was certified yet, that risk is certified first, at 95% confidence.
+    Without --max-risk all are answered. Where nothing was certified yet, that risk is
+    certified first, at 95% confidence.
     """
     from ripieno import decisions
     from ripieno.data.question import read_questions
@@ -535,11 +556,14 @@ def serve(
     max_questions: Annotated[int, typer.Option(min=1, help="Questions of one request, at most.")] = 64,
     max_bytes: Annotated[int, typer.Option(min=1, help="Bytes of one request, at most.")] = 2**20,
     timeout: Annotated[float, typer.Option(min=0.1, help="Seconds until a request is given up.")] = 30.0,
-    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress bar, and no line a request.")] = False,
+    quiet: Annotated[
+        bool, typer.Option("--quiet", "-q", help="No progress bar, and no line for each request.")
+    ] = False,
 ) -> None:
-    """Answer questions over HTTP, with a page to try them on: POST /v1/decide.
+    """Answer questions over HTTP, with a page to try them on.
 
-    Where nothing was certified yet, that risk is certified first, at 95% confidence.
+    Programs send them to POST /v1/decide. Without --max-risk all are answered. Where nothing was certified yet, that
+    risk is certified first, at 95% confidence.
     """
     try:
         from ripieno.serving import server
@@ -580,12 +604,13 @@ def acquire(
     output: Annotated[
         Path | None, typer.Option(metavar="FILE", help="The questions, to be labelled; FILE-next by default.")
     ] = None,
-    seed: Annotated[int, typer.Option(min=0, help="Of the lot that decides between ties, and of random.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the draw that breaks ties, and of random.")] = 0,
     quiet: Quiet = False,
 ) -> None:
-    """Choose which questions of a pool to label next, by what the members make of them.
+    """Choose which questions to label next.
 
-    Those that the run has already are left out; labels in the pool are not looked at.
+    They are chosen by what the members make of them. Those that the run has already are left out; labels in the pool
+    are not looked at.
     """
     from ripieno import acquisition
     from ripieno.data.question import SUFFIXES
@@ -611,7 +636,7 @@ def export(
     data_dir: DataDir = None,
     quiet: Quiet = False,
 ) -> None:
-    """Write the members, and their mean as one adapter, as PEFT folders with model cards."""
+    """Write the members, and their mean, as PEFT folders. Each is one adapter with a model card."""
     from ripieno import exporting
     from ripieno.progress import Progress
 
@@ -642,7 +667,10 @@ def report(
     cost_handover: CostHandover = None,
     bins: Bins = 15,
 ) -> None:
-    """Write RUN/report/index.html, metrics.json and tables; needs no torch."""
+    """Write a run's report: a page, measures and tables.
+
+    They are RUN/report/index.html, metrics.json and tables/*.csv. It needs no torch.
+    """
     from ripieno.report import terminal
     from ripieno.report.run import compare as compare_runs
     from ripieno.report.run import report as write_report
@@ -679,7 +707,7 @@ def analyze(
     ] = None,
     labels: Annotated[
         str | None,
-        typer.Option(help="Every question has these choices, such as no,yes: also macro-F1 and each one's recall."),
+        typer.Option(help="The choices of every question, such as no,yes: adds macro-F1 and the recall of each."),
     ] = None,
     pair: Annotated[
         list[str] | None,
@@ -692,7 +720,7 @@ def analyze(
     cost_handover: CostHandover = None,
     bins: Bins = 15,
 ) -> None:
-    """Measure predictions, this program's or another's; needs no torch."""
+    """Measure predictions, this program's or another's. It needs no torch."""
     from ripieno.measures.comparisons import rows_named
     from ripieno.report import terminal
     from ripieno.report.inputs import gather
@@ -719,7 +747,7 @@ def datasets(
     labels: Annotated[str | None, typer.Option(help="Labels of a text,label file, separated by commas.")] = None,
     data_dir: DataDir = None,
 ) -> None:
-    """List what can be read, or check a file: what is in it, and what is wrong with it."""
+    """List what can be read, or check a file of yours. A check says what is in it, and what is wrong with it."""
     from ripieno.data import splits
 
     if action is None:
@@ -756,7 +784,10 @@ def status(
         bool, typer.Option("--follow", help="Say it again every two seconds, until nobody works on the run any more.")
     ] = False,
 ) -> None:
-    """Say how far each member is, at what speed, and what was evaluated."""
+    """Say how far a run is.
+
+    Each member's step and speed, who works on what, and what was evaluated.
+    """
     from ripieno.report.status import Status
     from ripieno.report.status import follow as show_again
 
