@@ -935,7 +935,7 @@ def _launcher(config: Config, run: Path, on: str | None, workers: int | None, dr
     changed = {key: value for key, value in {"on": on, "workers": workers}.items() if value is not None}
     launch = config.launch.model_copy(update=changed)
     if dry_run and launch.on != "slurm":
-        raise UserError("--dry-run: prints the batch scripts of --on slurm")
+        raise UserError("--dry-run: prints the batch scripts of --on slurm; give that too, or leave it out")
     launcher = launching.launcher(launch, run, config.compute.device, do)
     return None if launch.on == "local" and launcher.workers == 1 else launcher
 
