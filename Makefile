@@ -3,9 +3,12 @@ PYTHON ?= python3
 # What Python compiled is kept, whatever the shell says: tests and launchers start many processes.
 export PYTHONDONTWRITEBYTECODE =
 
-.PHONY: install browser demo test docs torture test-slurm oracles bench lint clean
+.PHONY: help install browser demo test docs torture test-slurm oracles bench lint clean
 
-install: .venv/.installed
+help: ## this list
+	@awk -F ':[^#]*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' Makefile
+
+install: .venv/.installed ## a virtual environment, .venv, with all that the others need
 
 .venv/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
@@ -19,35 +22,35 @@ browser:
 	DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends chromium fonts-dejavu-core >/dev/null; } || \
 	echo "chromium is missing and cannot be installed here (that takes root, apt-get and its network): its tests will skip" >&2
 
-demo: install
+demo: install ## the whole job once: a small model, real questions, a report
 	.venv/bin/ripieno demo
 
 # One thread a process: two processes fill two cores, and the tests' tiny models gain nothing from more.
-test: install browser
+test: install browser ## the tests
 	OMP_NUM_THREADS=1 .venv/bin/pytest -n 2 --dist worksteal --ignore tests/oracles --ignore tests/slurm
 
 # The site, docs/_build/index.html, from docs/ and the program itself, without a network. Every warning is an error: a link
 # that leads nowhere, a page that is in no list, a name that is not documented.
-docs: install
+docs: install ## the documentation as a site, docs/_build/index.html
 	.venv/bin/sphinx-build -c docs --builder html --fresh-env --nitpicky --fail-on-warning --keep-going --quiet . docs/_build
 
 # Every fault and every fuzzer, many times, and a table of them: half an hour on two cores. `make test` does a few of each.
-torture: install
+torture: install ## every fault and every fuzzer, and a table of what was lost: half an hour
 	OMP_NUM_THREADS=1 RIPIENO_TORTURE=1 .venv/bin/pytest -n 2 --dist worksteal -m fault --ignore tests/oracles --ignore tests/slurm
 
 # A real Slurm on this machine, Debian's, set up for these tests and taken down after them: as root, three minutes.
-test-slurm: install
+test-slurm: install ## whole runs on a real Slurm, set up for this: as root, three minutes
 	@{ command -v slurmctld && command -v slurmd; } >/dev/null || { apt-get update -qq >/dev/null && \
 	DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends slurm-wlm munge >/dev/null; }
 	OMP_NUM_THREADS=1 RIPIENO_SLURM=1 .venv/bin/pytest tests/slurm
 
-lint: install
+lint: install ## style and types
 	.venv/bin/ruff check .
 	.venv/bin/ruff format --check .
 	.venv/bin/mypy
 
 # Programs that only check ours live in an environment of their own; there a missing one is a failure, not a skip.
-oracles: .venv-oracles/.installed
+oracles: .venv-oracles/.installed ## measures compared with those of other programs
 	RIPIENO_ORACLES=1 .venv-oracles/bin/pytest tests/oracles
 
 .venv-oracles/.installed: tests/oracles/requirements.txt pyproject.toml constraints.txt
@@ -61,7 +64,7 @@ oracles: .venv-oracles/.installed
 # Side by side with what people use today: one and a half hours, on a machine that does nothing else. ARGS=--quick: minutes.
 # Written to benchmarks/results.json, and from there into the table of benchmarks/README.md.
 BENCH = .venv-bench/bin/python benchmarks
-bench: .venv-bench/.installed
+bench: .venv-bench/.installed ## speed beside what people use today: one and a half hours
 	$(BENCH)/train.py $(ARGS)
 	$(BENCH)/evaluate.py $(ARGS)
 	$(BENCH)/memory.py $(ARGS)
@@ -79,5 +82,5 @@ bench: .venv-bench/.installed
 	.venv-bench/bin/pip install --quiet --disable-pip-version-check --no-deps -e .
 	touch $@
 
-clean:
+clean: ## remove the virtual environments
 	rm -rf .venv .venv-oracles .venv-bench

@@ -85,7 +85,7 @@ WRONG: dict[str, tuple[Any, str]] = {
     "no rows": (lambda t: t.slice(0, 0), "holds the features of 0 data sets"),
     "newer": (
         lambda t: t.replace_schema_metadata({b"ripieno": b'{"schema": 2}'}),
-        r"written by a newer ripieno \(schema 2\)",
+        r"written by a newer version of ripieno \(schema 2\)",
     ),
 }
 

@@ -241,7 +241,7 @@ def test_a_newer_schema_is_refused(tmp_path):
     path = tmp_path / "newer.parquet"
     table = pa.table(ROWS)
     pq.write_table(table.replace_schema_metadata({b"ripieno": b'{"schema": 2}'}), path)
-    with pytest.raises(UserError, match=r"newer.parquet: written by a newer ripieno \(schema 2\)"):
+    with pytest.raises(UserError, match=r"newer.parquet: written by a newer version of ripieno \(schema 2\)"):
         read_parquet(path)
 
 

@@ -110,7 +110,9 @@ def _read_npz(path: Path, axes: Axes | None) -> Predictions:
         raise UserError(f"{path}: `{kind}` has shape {given.shape}; it needs 3 axes, or [question, choice] of 1 member")
     M, N, K = values.shape
     if not values.size:
-        raise UserError(f"{path}: `{kind}` has shape {given.shape}: it holds no predictions")
+        raise UserError(
+            f"{path}: `{kind}` has shape {given.shape}: it holds no predictions; save some, or take the file out"
+        )
 
     def of_shape(name: str, shape: tuple[int, ...], kinds: str, what: str) -> NDArray[Any] | None:
         """Return an optional array, checked against the shape of the predictions."""

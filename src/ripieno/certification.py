@@ -84,7 +84,9 @@ def certify(
     answers = {role: _answers(run, of_role) for role, of_role in names.items() if of_role}
     for role, p in answers.items():
         if not p.labelled.any():
-            raise UserError(f"{run.path}: no question of data.{role} has an answer")
+            raise UserError(
+                f"{run.path}: no question of data.{role} has an answer; add some that have, and train again"
+            )
     made = certificates.make(
         answers["validation"],
         answers.get("calibration", answers["validation"]),
@@ -171,7 +173,7 @@ def _choices(
             "leave it out, or give --sets-by subject"
         )
     if by == "subject" and not any(question.subject for question in asked):
-        raise UserError(f"{run.path}: --sets-by subject: no certification question has a subject")
+        raise UserError(f"{run.path}: --sets-by subject: no certification question has a subject; leave it out")
     return {question.id: question.choices for question in asked}
 
 
@@ -190,5 +192,5 @@ def _check_disjoint(run: RunFolder, certification: Mapping[DatasetName, Sequence
             if content_key(question) in mine:
                 raise UserError(
                     f"{run.path}: certification question {mine[content_key(question)]!r} is also in {file} "
-                    f"({question.id!r}); what was seen elsewhere certifies nothing"
+                    f"({question.id!r}); what was seen elsewhere certifies nothing; take it out there, and train again"
                 )

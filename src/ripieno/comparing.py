@@ -178,7 +178,10 @@ def compare(
         plans = {name: _plan(config, possible, name) for row in possible for name in row.training}
         roles = assign_roles(config.experiment(next(iter(config.trainings)), config.training.members), data_dir)
         if not any(question.answer is not None for question in roles.questions("validation")):
-            raise UserError("data.validation: none of its questions has an answer, so nothing can be chosen by them")
+            raise UserError(
+                "data.validation: none of its questions has an answer to choose by; "
+                "give them answers, or name another set"
+            )
         units = config.seeds * sum(_units(config, row, roles) for row in possible)
         for experiment, members in chain.from_iterable(plans.values()):
             units += work(experiment, members, evaluating=False, data_dir=data_dir)

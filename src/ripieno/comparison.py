@@ -156,7 +156,7 @@ def read_index(folder: Path) -> Index:
         first = error.errors(include_url=False)[0]
         if first["loc"] == ("schema",) and isinstance(first["input"], int) and first["input"] > 1:
             raise UserError(
-                f"{path}: written by a newer version of ripieno (schema {first['input']}; this one reads 1): "
+                f"{path}: written by a newer version of ripieno (schema {first['input']}; this one reads 1); "
                 "upgrade ripieno"
             ) from None
         where = ".".join(str(part) for part in first["loc"])
@@ -169,7 +169,7 @@ def read_index(folder: Path) -> Index:
     if len(set(names)) < len(names):
         raise UserError(f"{path}: `test` and `out_of_domain` name a data set twice; name it once")
     if index.reference not in {text for row in index.rows for text in (row.name, row.slug)}:
-        raise UserError(f"{path}: `reference` is {index.reference!r}, which is no row's name")
+        raise UserError(f"{path}: `reference` is {index.reference!r}, which is no row's name; name one")
     if not index.answered:
         raise UserError(f"{path}: every row was refused, the first because: {index.rows[0].refused}")
     return index
@@ -193,12 +193,13 @@ def _answers(folder: Path, index: Index, row: MethodRow, asked: dict[tuple[str, 
     for name in dict.fromkeys((*index.calibration, *index.test, *index.out_of_domain)):
         if (name, None) not in found:
             known = ", ".join(sorted(name for name, kept in found if kept is None)) or "nothing"
-            raise UserError(f"{own}: no predictions of {name}; there are those of {known}")
+            raise UserError(f"{own}: no predictions of {name}; there are those of {known}; add them, or mend rows.json")
     wanted = list(range(index.replicates))
     for (name, _), by_replicate in found.items():
         if sorted(by_replicate) != wanted:
             raise UserError(
-                f"{own}: {name} has the replicates {sorted(by_replicate)}, but rows.json says 0 to {wanted[-1]}"
+                f"{own}: {name} has the replicates {sorted(by_replicate)}, but rows.json says 0 to {wanted[-1]}; "
+                "add the others, or mend `replicates`"
             )
     replicates = {key: tuple(of[r] for r in wanted) for key, of in found.items()}
     return Answers(
@@ -215,5 +216,8 @@ def _in_order(file: Path, p: Predictions, first: Predictions) -> Predictions:
             raise UserError(f"{file}: not the questions of {p.name} that the others answered; ask all rows the same")
         p = p.select(np.array([place[question] for question in first.question_ids], dtype=np.int64))
     if not (np.array_equal(p.mask, first.mask) and np.array_equal(p.targets, first.targets)):
-        raise UserError(f"{file}: a question of {p.name} has other choices or another target than in the other rows")
+        raise UserError(
+            f"{file}: a question of {p.name} has other choices or another target than in the other rows; "
+            "ask all rows the same"
+        )
     return p

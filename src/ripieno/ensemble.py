@@ -31,7 +31,7 @@ from ripieno.runs import RunFolder, members_at
 
 # Tokens of a pass from which on more of them make no token cheaper.
 FULL_CPU_TOKENS, FULL_GPU_TOKENS = 128, 2048
-NO_QUESTIONS = "there are no questions to answer (all of them were too long, or the file holds none)"
+NO_QUESTIONS = "there are no questions to answer (all of them are too long, or the file holds none); give others"
 
 
 @dataclass
@@ -257,7 +257,9 @@ def load_base(run: RunFolder, base: Base, compute: Compute) -> Backbone:
     """
     backbone = backbones.load(base, device_of(compute))
     if backbone.identity["sha256"] != run.manifest()["base_sha256"]:
-        raise UserError(f"{base.model}: is not the base that {run.path} was trained on (its files differ)")
+        raise UserError(
+            f"{base.model}: is not the base that {run.path} was trained on (its files differ); put that one back"
+        )
     return backbone
 
 

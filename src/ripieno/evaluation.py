@@ -181,7 +181,7 @@ def evaluate(
         raise UserError(f"--choices {choices}: a question needs 2 at least")
     config, progress = run.config(), progress or Progress(quiet=True)
     if sampling is not None and (extras or {}).get("unconditional"):
-        raise UserError(f"--unconditional: is not offered with --method {sampling.method}")
+        raise UserError(f"--unconditional: is not offered with --method {sampling.method}; leave one of them out")
     if extras:
         changed = {**config.model_dump(), "evaluation": {**config.evaluation.model_dump(), **extras}}
         config = configs.parse(changed, str(run.path))
@@ -314,7 +314,9 @@ def _jobs(
             if epoch and not members:
                 if epochs is None:
                     continue
-                raise UserError(f"{run.path}: no member is left at epoch {epoch}; their training failed, see status")
+                raise UserError(
+                    f"{run.path}: no member is left at epoch {epoch}; `ripieno status` says why their training failed"
+                )
             file = run.predictions(name.folder, name.file, _method(epoch, sampling), epoch, choices)
             jobs.append(Job(name, epoch, members, file, choices, sampling))
     return jobs

@@ -242,12 +242,15 @@ def training_rows(
         left_out |= {row.id for row in dropped}
     kept = [row for row in rows if row.id not in left_out]
     if not kept:
-        raise UserError(f"data.train: all {len(rows)} questions are over training.max_tokens {training.max_tokens}")
+        raise UserError(
+            f"data.train: all {len(rows)} questions are over training.max_tokens {training.max_tokens}; raise it"
+        )
     known = [question for question in roles.questions("validation") if question.answer is not None]
     validation = ensemble.encode(known)
     if training.patience and not validation.questions:
         raise UserError(
-            "training.patience: no question of data.validation has an answer and fits evaluation.max_tokens"
+            "training.patience: no question of data.validation has an answer and fits evaluation.max_tokens; "
+            "add some, or leave patience out"
         )
     answered = {question.id for question in validation.questions}
     too_long = {
@@ -263,7 +266,8 @@ def unlabelled_questions(ensemble: Ensemble, config: Config, roles: Roles) -> tu
     trees, dropped = ensemble.encoder.trees(questions, training.max_tokens, training.too_long)
     if not trees:
         raise UserError(
-            f"training.repulsion.questions: all {len(questions)} are over training.max_tokens {training.max_tokens}"
+            f"training.repulsion.questions: all {len(questions)} are over training.max_tokens {training.max_tokens}; "
+            "raise it"
         )
     return trees, [question.id for question in dropped]
 
@@ -296,7 +300,10 @@ def calibrate(run: RunFolder, *, data_dir: Path | None = None, progress: Progres
         files = [run.predictions(name.folder, name.file, method, epoch) for name in names]
         p = concatenate([part for file in files for part in read_parquet(file)])
         if not p.labelled.any():
-            raise UserError(f"{run.path}: no question of data.calibration has an answer to fit a temperature to")
+            raise UserError(
+                f"{run.path}: no question of data.calibration has an answer to fit a temperature to; "
+                "add some that have, and train again"
+            )
         temperatures[method] = measures.fit_temperature(p.log_probs, p.mask, p.targets)
     return temperatures
 

@@ -99,9 +99,13 @@ def read_features(path: Path) -> Features:
         raise UserError(f"{path}: holds the features of {len(sets)} data sets; give a file with those of one")
     kind = table.schema.field("hidden").type
     if not (pa.types.is_fixed_size_list(kind) or pa.types.is_list(kind) or pa.types.is_large_list(kind)):
-        raise UserError(f"{path}: column 'hidden' holds {kind}, not lists of numbers")
+        raise UserError(
+            f"{path}: column 'hidden' holds {kind}, not lists of numbers; `ripieno evaluate` makes the file again"
+        )
     if len(pc.unique(pc.list_value_length(table["hidden"]))) > 1:
-        raise UserError(f"{path}: column 'hidden' has lists of different lengths; a state has one length")
+        raise UserError(
+            f"{path}: column 'hidden' has lists of different lengths; `ripieno evaluate` makes the file again"
+        )
     with arrow(path, "a table of features", UserError):
         values = table["hidden"].combine_chunks().flatten().cast(pa.float32()).to_numpy(zero_copy_only=False)
         hidden = values.reshape(table.num_rows, -1)

@@ -217,7 +217,7 @@ def _columns(path: Path) -> _Columns:
     for name in SCHEMA.names:
         array = _column(path, table, name)
         if name in ("question_id", "member") and array.null_count:
-            raise UserError(f"{path}: row {_first(~_present(array)) + 1}: {name} is null")
+            raise UserError(f"{path}: row {_first(~_present(array)) + 1}: {name} is null; fill it in")
         if name in defaults:
             array = array.fill_null(defaults[name])
         if pa.types.is_large_list(array.type):
@@ -268,7 +268,7 @@ def _column(path: Path, table: Any, name: str) -> Any:
     try:
         return table[name].cast(wide[kind]).combine_chunks()
     except pa.ArrowException as error:
-        raise UserError(f"{path}: column {name!r} holds {table[name].type}, not {kind}") from error
+        raise UserError(f"{path}: column {name!r} holds {table[name].type}, not {kind}; convert it") from error
 
 
 def _present(array: Any) -> NDArray[np.bool_]:

@@ -427,7 +427,7 @@ class RunFolder:
             schema, whole = SCHEMA, False
         if whole and type(schema) is int and schema > SCHEMA:
             raise UserError(
-                f"{self.path}: written by a newer version of ripieno (schema {schema}; this one reads {SCHEMA}): "
+                f"{self.path}: written by a newer version of ripieno (schema {schema}; this one reads {SCHEMA}); "
                 "upgrade ripieno"
             )
 
@@ -631,7 +631,9 @@ def members_at(run: RunFolder, epoch: int) -> dict[int, int]:
         raise UserError(f"--epoch: {run.path} has epochs 0 (the base) to {training.epochs}")
     members = adapter_epochs(run, range(training.members), epoch) if epoch else {}
     if epoch and not members:
-        raise UserError(f"{run.path}: no member is left at epoch {epoch}; their training failed, see status")
+        raise UserError(
+            f"{run.path}: no member is left at epoch {epoch}; `ripieno status` says why their training failed"
+        )
     for member, at in members.items():
         require_adapter(run, member, at)
     return members

@@ -217,7 +217,9 @@ def read_parquet(path: Path) -> Tokens:
     header = read_header(path, table.schema, SCHEMA_VERSION)
     absent = [name for name in SCHEMA.names if table.column_names.count(name) != 1]
     if absent or not _is_whole(header):
-        raise UserError(f"{path}: not a table of tokens ({f'no column {absent[0]}' if absent else 'no metadata'})")
+        raise UserError(
+            f"{path}: not a table of tokens ({f'no column {absent[0]}' if absent else 'no metadata'}); take it out"
+        )
     with arrow(path, "a table of tokens", UserError):
         table = table.select(SCHEMA.names).cast(SCHEMA)
         table.validate(full=True)  # texts that are no UTF-8 among the rest
@@ -235,7 +237,10 @@ def read_parquet(path: Path) -> Tokens:
     M = len(header["members"])
     rows = [row or [0.0] * M for row in table["member_log_probs"].to_pylist()]
     if any(len(row) != M or None in row for row in rows):
-        raise UserError(f"{path}: column 'member_log_probs' has not a number for each of the {M} members")
+        raise UserError(
+            f"{path}: column 'member_log_probs' has not a number for each of the {M} members; "
+            "`ripieno read` or `evaluate` makes the file again"
+        )
     answer = table["answer"].to_pylist()
     return Tokens(
         text_ids=tuple(table["text_id"].to_pylist()),

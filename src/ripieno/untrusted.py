@@ -119,5 +119,7 @@ def read_header(path: Path, schema: pa.Schema, version: int) -> dict[str, Any]:
         raise UserError(f"{path}: its metadata `ripieno` is not a JSON object; {MEND_HEADER}")
     found = header.get("schema", version)
     if type(found) is int and found > version:  # in which all else may mean something else
-        raise UserError(f"{path}: written by a newer ripieno (schema {short(found)}); upgrade ripieno to read it")
+        raise UserError(
+            f"{path}: written by a newer version of ripieno (schema {short(found)}); upgrade ripieno to read it"
+        )
     return header

@@ -137,7 +137,7 @@ def test_members_from_the_hub(hub: Hub, tmp_path: Path) -> None:
     assert json.loads(done.stdout) == here.predict([question]).probs.tolist()
     assert not any("README" in path for path in hub.asked)  # nothing else is downloaded
     done = ask(["ours/none"], hub, tmp_path / "cache")
-    assert "UserError: ours/none: no folder here, and not on the hub: " in done.stderr
+    assert "UserError: ours/none: no folder here, and not on the hub (" in done.stderr
     done = ask(["ours/several"], hub, tmp_path / "cache")
     assert "UserError: ours/several: holds no adapter_config.json, so it is no PEFT folder; name" in done.stderr
 

@@ -42,4 +42,4 @@ def test_what_slurm_cannot_do_is_said(base: Path, tmp_path: Path) -> None:
     config = write_config(tmp_path, base, data, launch={"on": "slurm"})
     assert "launch.workers: on Slurm say how many" in one_line(ripieno("train", config, "--run", tmp_path / "run"), 2)
     local = one_line(ripieno("train", config, "--run", tmp_path / "run", "--on", "local", "--dry-run"), 2)
-    assert local == "ripieno: --dry-run: prints the batch scripts of --on slurm"
+    assert local == "ripieno: --dry-run: prints the batch scripts of --on slurm; give that too, or leave it out"

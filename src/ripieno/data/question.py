@@ -327,7 +327,9 @@ def _inside(index: int, written: str, choices: Sequence[str], where: str) -> int
 def _required(row: Row, key: str, where: str) -> str:
     value = _optional(row, key, where)
     if value is None or not value.strip():
-        raise UserError(f"{where}: has no `{key}`; fill it in (columns: {short(', '.join(row)) or 'none'})")
+        raise UserError(
+            f"{where}: has no `{key}`; fill it in, or rename a column (columns: {short(', '.join(row)) or 'none'})"
+        )
     return value
 
 
@@ -353,7 +355,7 @@ def _slips(columns: frozenset[str]) -> list[tuple[str, str]]:
 
 def _check_labels(labels: Sequence[str]) -> None:
     if len(labels) < 2 or len(set(labels)) < len(labels) or not all(label.strip() for label in labels):
-        raise UserError(f"labels: {list(labels)} must be 2 or more different texts")
+        raise UserError(f"labels: {list(labels)}; give 2 or more different texts")
 
 
 class _Ids:

@@ -48,7 +48,9 @@ class Ray:
                 ray.init(self.launch.address, log_to_driver=False, logging_level=logging.ERROR, include_dashboard=False)
             except (ConnectionError, ValueError, RuntimeError) as error:
                 why = str(error).split("\n")[0]
-                raise EnvironmentFault(f"launch.address {self.launch.address}: no Ray cluster there ({why})") from None
+                raise EnvironmentFault(
+                    f"launch.address {self.launch.address}: no Ray cluster there ({why}); start it, or mend the address"
+                ) from None
         self._nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
         cpus, gpus = self._each
         if not any(node.get("CPU", 0) >= cpus and node.get("GPU", 0) >= gpus for node in self._nodes):

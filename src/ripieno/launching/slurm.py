@@ -69,7 +69,7 @@ def script(name: str, commands: Sequence[Sequence[str]], launch: Launch, folder:
     options += ["--requeue", *wanted.options]  # the last of two counts, so that a config may say otherwise
     broken = [line for line in options if "\n" in line]
     if broken:
-        raise UserError(f"launch.slurm: {broken[0]!r} is more than one line")
+        raise UserError(f"launch.slurm: {broken[0]!r} is more than one line; write it in one")
     cases = [f"    {task}) ripieno {shlex.join(command)} ;;" for task, command in enumerate(commands)]
     threads = [] if launch.cpus is None else [f"export OMP_NUM_THREADS={launch.cpus}"]
     return "\n".join(

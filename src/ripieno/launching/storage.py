@@ -52,7 +52,7 @@ class Storage:
         try:
             self._fs, self._root = url_to_fs(self.url)
         except (ValueError, ImportError) as error:
-            raise UserError(f"launch.storage {self.url}: cannot be used ({error})") from None
+            raise UserError(f"launch.storage {self.url}: cannot be used ({error}); mend it") from None
 
     # Files
 

@@ -342,7 +342,9 @@ class AdapterStack:
         try:
             tensors = safetensors.torch.load_file(folder / "adapter_model.safetensors")
         except (OSError, safetensors.SafetensorError) as error:
-            raise EnvironmentFault(f"{folder}/adapter_model.safetensors: missing or damaged ({error})") from error
+            raise EnvironmentFault(
+                f"{folder}/adapter_model.safetensors: missing or damaged ({error}); take it again from where it came"
+            ) from error
         self.load(position, tensors, str(folder))
 
     def load(self, position: int, tensors: Mapping[str, Tensor], source: str) -> None:
@@ -397,7 +399,9 @@ def read_peft_config(folder: Path) -> Adapter:
             rslora=content.get("use_rslora", False),
         )
     except ValidationError as error:
-        raise EnvironmentFault(f"{path}: damaged ({explain(error, Adapter)})") from None
+        raise EnvironmentFault(
+            f"{path}: damaged ({explain(error, Adapter)}); take it again from where it came"
+        ) from None
 
 
 def locate(source: str | Path) -> Path:
@@ -438,7 +442,9 @@ def _read_json(path: Path) -> Mapping[str, Any]:
     try:
         content: Mapping[str, Any] = dict(json.loads(path.read_bytes()))
     except (OSError, ValueError, TypeError, RecursionError) as error:
-        raise EnvironmentFault(f"{path}: missing or damaged ({short(error)})") from error
+        raise EnvironmentFault(
+            f"{path}: missing or damaged ({short(error)}); take it again from where it came"
+        ) from error
     return content
 
 

@@ -254,7 +254,10 @@ class Encoder:
 
     def _with_answer(self, question: Question, filled: Filled) -> str:
         if question.answer is None:
-            raise UserError(f"question {question.id!r} has no answer; the next_token loss trains on solved questions")
+            raise UserError(
+                f"question {question.id!r} has no answer; the next_token loss trains on solved questions; "
+                "give it one, or take it out"
+            )
         return filled.prompt + filled.answers[question.answer] + filled.closing + self._newline()
 
     def _spelled(self, question: Question) -> SpelledText:
@@ -307,7 +310,9 @@ class Encoder:
             try:
                 examples = few_shot_examples(question, self.pool, few_shot.count, few_shot.same_subject)
             except ValueError as error:
-                raise UserError(f"prompt.few_shot.dataset {few_shot.dataset}: {error}") from None
+                raise UserError(
+                    f"prompt.few_shot.dataset {few_shot.dataset}: {error}; lower prompt.few_shot.count"
+                ) from None
             for example in examples:
                 shot = self._fill(example)
                 # An example ends as a scored choice does, or that end would be one that no example shows.
@@ -335,7 +340,10 @@ class Encoder:
                     "text-listed)"
                 )
         if len(set(branches)) < len(branches):
-            raise UserError(f"question {question.id!r}: two letters are the same token of this tokenizer")
+            raise UserError(
+                f"question {question.id!r}: two letters are the same token of this tokenizer; "
+                "use a text template (prompt.template text or text-listed)"
+            )
 
     def _fixed_letters(self, filled: Filled, shared: int) -> tuple[int, ...]:
         """Return the tokens of the first five letters at the answer, however many choices the question has."""
@@ -343,7 +351,10 @@ class Encoder:
         answers = [first[:-1] + letter for letter in self.template.letters[:FIXED_LETTERS]]
         tails = [self._encode(filled.prompt + answer)[shared:] for answer in answers]
         if any(len(tail) != 1 for tail in tails):
-            raise UserError(f"template {self.template.name!r}: a letter of a to e is not one token of this tokenizer")
+            raise UserError(
+                f"template {self.template.name!r}: a letter of a to e is not one token of this tokenizer; "
+                "leave evaluation.fixed_letters out"
+            )
         return tuple(tail[0] for tail in tails)
 
 

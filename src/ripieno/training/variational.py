@@ -122,4 +122,6 @@ def read_std(folder: Path) -> Mapping[str, Tensor]:
     try:
         return dict(safetensors.torch.load_file(folder / STD_FILE))
     except (OSError, safetensors.SafetensorError) as error:
-        raise EnvironmentFault(f"{folder / STD_FILE}: missing or damaged ({error})") from error
+        raise EnvironmentFault(
+            f"{folder / STD_FILE}: missing or damaged ({error}); take it from a copy of the run"
+        ) from error
