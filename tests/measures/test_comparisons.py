@@ -252,3 +252,8 @@ def test_any_two_rows_by_their_names():
     for name, said in (("dropout", "no such row; there are base@0, ensemble@1"), ("a@b", "write METHOD")):
         with pytest.raises(ValueError, match=said):
             measures.compare_rows([base, *parts], [(name, "base")])
+    # A member that left off before the last epoch has no row there, and its earlier one is not taken for it.
+    left_off = [one, replace(two, log_probs=two.log_probs[:2], members=two.members[:2])]
+    with pytest.raises(ValueError, match="no such row"):
+        measures.compare_rows([base, *left_off], [("ensemble:2", "base")])
+    assert measures.compare_rows([base, *left_off], [("ensemble@1:2", "base")])

@@ -280,17 +280,21 @@ def rows_named(predictions: Sequence[Predictions], name: str) -> dict[tuple[str,
         raise ValueError(f"{name!r}: write METHOD[@EPOCH][:MEMBER], such as ensemble@2:0")
     found: dict[tuple[str, str], Predictions] = {}
     for p in sorted(predictions, key=lambda p: (-p.replicate, p.epoch)):  # the last one stays
-        if p.method != match["method"] or (match["epoch"] and p.epoch != int(match["epoch"])):
-            continue
-        if match["member"] is None:
+        if p.method == match["method"] and (not match["epoch"] or p.epoch == int(match["epoch"])):
             found[p.dataset, p.split] = p
-        elif rows := [m for m, member in enumerate(p.members) if member == int(match["member"])]:
-            members = tuple(p.members[m] for m in rows)  # several, where they are draws from that member
-            found[p.dataset, p.split] = replace(p, log_probs=p.log_probs[rows], members=members)
+    if match["member"]:
+        found = {where: _of_member(p, int(match["member"])) for where, p in found.items()}
+        found = {where: p for where, p in found.items() if p.members}
     if not found:
         known = ", ".join(dict.fromkeys(f"{p.method}@{p.epoch}" for p in predictions))
         raise ValueError(f"{name!r}: there is no such row; there are {known}")
     return found
+
+
+def _of_member(p: Predictions, number: int) -> Predictions:
+    """Return what one member answered: several rows, where they are draws from it; none, where it left off."""
+    rows = [m for m, member in enumerate(p.members) if member == number]
+    return replace(p, log_probs=p.log_probs[rows], members=(number,) * len(rows))
 
 
 def in_common(first: Predictions, second: Predictions) -> tuple[Predictions, Predictions]:
