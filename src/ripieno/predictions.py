@@ -12,6 +12,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+BASE = "base"  # the method of the base's own predictions: epoch 0, member 0
+
 
 @dataclass(frozen=True)
 class Predictions:

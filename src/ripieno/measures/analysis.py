@@ -71,7 +71,7 @@ def analyze(
     last = last_epochs(predictions)
     for p in predictions:
         at_last = p.epoch == last[p.name, p.method]
-        context = Context.of(p, about or {}, at_last, costs, bins, resamples, seed)
+        context = Context.of(p, about, at_last, costs, bins, resamples, seed)
         rows = _measured(p, context, fits.get(fitted_as(p)))
         groups.setdefault((p.dataset, p.split, p.method, p.epoch), []).append(rows)
     return [row for group in groups.values() for row in over_replicates(group)]

@@ -10,9 +10,8 @@ import numpy as np
 
 from ripieno.measures.table import Flow
 from ripieno.measures.uncertainty import Floats, mutual_information, pool
-from ripieno.predictions import Predictions
+from ripieno.predictions import BASE, Predictions
 
-BASE = "base"
 Answerer = tuple[int, int]  # a member, and which of the draws from it
 
 

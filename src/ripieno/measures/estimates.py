@@ -9,7 +9,7 @@ from typing import TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from ripieno.measures.about import About
+from ripieno.measures.about import About, about_of
 from ripieno.measures.accuracy import brier, correct, macro_f1, nll, recall
 from ripieno.measures.bootstrap import Counts, draw, percentiles, resampled, resampled_means, units
 from ripieno.measures.brier_parts import brier_decomposition
@@ -168,7 +168,7 @@ class Context:
     def of(
         cls,
         p: Predictions,
-        about: Mapping[str, About],
+        about: Mapping[str, About] | None,
         last: bool,
         costs: Costs | None,
         bins: int,
@@ -176,7 +176,7 @@ class Context:
         seed: int,
     ) -> Context:
         """Draw the questions of `p`: all of them, and those with a known answer."""
-        own = about.get(p.name, About(())).of(p.question_ids)
+        own = about_of(about, p)
         clusters, known = own.clusters, p.labelled
         every = Sample.of(len(p.question_ids), clusters, resamples, seed)
         labelled = every
