@@ -14,7 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ripieno.measures.bootstrap import DRAWN_AT_ONCE, generator
-from ripieno.measures.uncertainty import SUM_TOLERANCE, Floats
+from ripieno.measures.uncertainty import Floats
+from ripieno.predictions import SUM_TOLERANCE
 
 BINS = 15
 

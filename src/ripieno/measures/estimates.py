@@ -55,6 +55,12 @@ class Costs:
     handover: float
 
 
+def infinite(values: Floats) -> str | None:
+    """Return why the mean of values [N] is null where some are infinite."""
+    count = int(np.isinf(values).sum())
+    return f"infinite: a probability is exactly 0 on {count} of {len(values)} questions" if count else None
+
+
 @dataclass(frozen=True)
 class View:
     """One way to read predictions: a distribution a member and question, and how they are pooled.
@@ -110,12 +116,8 @@ class Sample:
             return {key: Estimate(None, 0, reason=nothing) for key in columns}
         estimates = {}
         for key, values in columns.items():
-            infinite = int(np.isinf(values).sum())
-            if infinite:
-                reason = f"infinite: a probability is exactly 0 on {infinite} of {self.N} questions"
-                estimates[key] = Estimate(None, self.N, reason=reason)
-            else:
-                estimates[key] = Estimate(float(values.mean()), self.N)
+            reason = infinite(values)
+            estimates[key] = Estimate(None if reason else float(values.mean()), self.N, reason=reason)
         finite = [key for key, estimate in estimates.items() if estimate.value is not None]
         if self.counts is not None and finite:
             low, high = percentiles(resampled_means(np.array([columns[key] for key in finite]), self.counts))

@@ -34,7 +34,7 @@ from ripieno.measures.accuracy import brier, correct, nll
 from ripieno.measures.analysis import NO_FIT
 from ripieno.measures.bootstrap import MOST_UNDEFINED, RESAMPLES, Counts, draw, holm, resampled
 from ripieno.measures.calibration import ece, ece_null
-from ripieno.measures.estimates import NO_ANSWER, NO_ERROR, NO_PAIR, NO_SUCCESS, TURNS_NEGATIVE, View
+from ripieno.measures.estimates import NO_ANSWER, NO_ERROR, NO_PAIR, NO_SUCCESS, TURNS_NEGATIVE, View, infinite
 from ripieno.measures.ood import k_matched, of_prompt, with_distances
 from ripieno.measures.ranking import auroc
 from ripieno.measures.replicates import t_p_value, t_quantile
@@ -368,9 +368,9 @@ def _mean(values: Floats, where: NDArray[np.bool_]) -> Statistic:
     """Return the mean of values that the questions `where` have."""
     if not len(values):
         return NO_ANSWER
-    infinite = int(np.isinf(values).sum())
-    if infinite:
-        return f"infinite: a probability is exactly 0 on {infinite} of {len(values)} questions"
+    reason = infinite(values)
+    if reason:
+        return reason
 
     def mean(weights: Floats) -> Floats:
         own = weights[:, where]

@@ -13,6 +13,7 @@ import numpy as np
 from ripieno.data.prompts import TEMPLATES
 from ripieno.measures.about import About, about_of
 from ripieno.measures.bootstrap import DRAWN_AT_ONCE, RESAMPLES, Counts, draw, percentiles, resampled, units
+from ripieno.measures.estimates import NO_QUESTION
 from ripieno.measures.matching import match_choices
 from ripieno.measures.ranking import ood_measures
 from ripieno.measures.table import BASELINES, OOD, UNCERTAINTIES, Estimate, Row
@@ -27,7 +28,6 @@ NOT_ASKED_AGAIN = (
     "the choices stand in the prompt; `ripieno evaluate RUN --choices {} --epoch {}` asks again with fewer"
 )
 NOTHING_LEFT = "no question can be cut to {} choices: its right answer is not known, or it has fewer"
-NO_QUESTION = "no questions"
 
 
 @dataclass(frozen=True)

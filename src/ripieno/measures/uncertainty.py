@@ -13,10 +13,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-Floats = NDArray[np.float64]
+from ripieno.predictions import SUM_TOLERANCE
 
-# The same slack as parquet.read_parquet grants to float32 log-probabilities.
-SUM_TOLERANCE = 1e-4
+Floats = NDArray[np.float64]
 
 
 @dataclass(frozen=True, slots=True)
