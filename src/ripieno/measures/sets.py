@@ -181,7 +181,7 @@ class SetRule:
         return sum(subject not in known for subject in subjects) if self.by == "subject" else 0
 
     def quantile(self, p: Predictions, choices: Sequence[Sequence[str]]) -> int:
-        """Return the fewest right choices in the sets of new questions that are no surprise: so many or more in 95% of draws.
+        """Return the fewest right choices in the sets of new questions that are no surprise: no fewer in 95% of draws.
 
         Given the certification questions a group's rate is no more 1 - a itself, but a draw from Beta(k, n + 1 - k),
         k = ceil((n + 1) (1 - a)) (Vovk 2012); so many of N are held is beta-binomial, and groups add up.
