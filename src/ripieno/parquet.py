@@ -369,8 +369,9 @@ def _assemble(columns: _Columns, rows: NDArray[np.int64]) -> Predictions:
             "log-probabilities normalised over the question's choices"
         )
     targets = np.where(target.present, target.values, -1)[first]
-    if np.any(targets >= sizes):
-        n = _first(targets >= sizes)
+    outside = (targets < -1) | (targets >= sizes)
+    if outside.any():
+        n = _first(outside)
         raise UserError(
             f"{path}: question_id {ids[n]!r}: target {targets[n]} is none of its {sizes[n]} choices; they count from "
             "0, and null is where it is unknown"
