@@ -16,7 +16,7 @@ from ripieno.measures.brier_parts import brier_decomposition
 from ripieno.measures.calibration import adaptive_ece, ece, ece_null, smooth_ece
 from ripieno.measures.debiased import debiased_ce, debiased_ce_interval
 from ripieno.measures.selective import cheapest_threshold, cross_fitted_costs, selective_measures
-from ripieno.measures.table import SELECTIVE, Estimate
+from ripieno.measures.table import DECISION, SELECTIVE, Estimate
 from ripieno.measures.uncertainty import (
     Floats,
     confidence,
@@ -266,14 +266,12 @@ def of_members(p: Predictions, view: View, context: Context) -> dict[str | int, 
         each |= {(m, name): values[m] for name, values in columns.items() for m in range(M)}
         for (who, name), estimate in sample.means(each, nothing).items():
             found[who][name] = estimate
-    errors = [Estimate(None, 0, reason=NO_ANSWER)] * M
-    if len(targets):
-        errors = [Estimate(ece(confidences[m, known], right[m], bins=context.bins), len(targets)) for m in range(M)]
+    if not len(targets):
+        return {who: of | {"ece": Estimate(None, 0, reason=NO_ANSWER)} for who, of in found.items()}
+    errors = [ece(confidences[m, known], right[m], bins=context.bins) for m in range(M)]
+    found["members_mean"]["ece"] = Estimate(float(np.mean(errors)), len(targets))
     for m, error in enumerate(errors):
-        found[m]["ece"] = error
-    known_errors = [error.value for error in errors if error.value is not None]
-    mean = float(np.mean(known_errors)) if known_errors else None
-    found["members_mean"]["ece"] = replace(errors[0], value=mean)
+        found[m]["ece"] = Estimate(error, len(targets))
     return found
 
 
@@ -373,7 +371,7 @@ def _error_correlation(view: View, context: Context) -> Estimates:
 def _selective(name: str, uncertainty: Floats | None, wrong: Floats, reason: str, context: Context) -> Estimates:
     """Return the measures of handing over by one uncertainty, and what that costs."""
     measures = tuple(f"{measure}_{name}" for measure in SELECTIVE)
-    decisions = tuple(f"decision_{what}_{name}" for what in ("threshold", "coverage", "cost", "saving"))
+    decisions = tuple(f"{measure}_{name}" for measure in DECISION)
     n = len(wrong)
     if uncertainty is None or not n:
         names = (*measures, *decisions) if context.costs else measures
