@@ -398,11 +398,10 @@ def _matched(
     asked = []
     for choices in sorted({choices for _, choices in answers.matched}):
         for names in (index.test, (outside.name,)):
-            again = [answers.matched.get((name, choices)) for name in names]
-            asked.append([of[replicate] for of in again if of is not None])
-            if len(asked[-1]) < len(names):
-                asked.pop()
-    pair = k_matched(inside, outside, [concatenate(parts) for parts in asked], seed)
+            again = [answers.matched[name, choices] for name in names if (name, choices) in answers.matched]
+            if len(again) == len(names):
+                asked.append(concatenate([of[replicate] for of in again]))
+    pair = k_matched(inside, outside, asked, seed)
     # How to mend it is told for a run, and this is none.
     return pair.split("; ")[0] if isinstance(pair, str) else pair
 
