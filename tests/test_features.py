@@ -78,6 +78,10 @@ WRONG: dict[str, tuple[Any, str]] = {
         lambda t: t.set_column(4, "prompt_nll", pa.array([None, 1.0, 1.0, 1.0, 1.0])),
         "column 'prompt_nll' has empty cells",
     ),
+    "no number": (
+        lambda t: t.set_column(5, "hidden", pa.array([[0.0, None, 0.0]] * 5, pa.list_(pa.float32()))),
+        "column 'hidden' holds numbers that are not finite",
+    ),
     "two sets": (
         lambda t: t.set_column(1, "dataset", pa.array(["a", "b", "a", "a", "a"])),
         "holds the features of 2 data sets",

@@ -216,6 +216,7 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
         {"choice_log_probs": [np.array([np.nan, 0.0]), *LISTS[1:]]},
         "choice 0 has the log-probability nan, which must be",
     ),
+    "a target below": ({"target": [-2, None, None, -2]}, "question_id 'a': target -2 is none of its 2 choices"),
     "a target outside": ({"target": [2, None, None, 2]}, "question_id 'a': target 2 is none of its 2 choices"),
     "two targets": ({"target": [0, None, None, 1]}, "row 1: question_id 'a' of member 1 has another target"),
     "too few unconditional scores": (

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 
 from ripieno.errors import EnvironmentFault, UserError
 from ripieno.parquet import read_parquet
-from ripieno.predictions import Predictions, without_gaps
+from ripieno.predictions import SUM_TOLERANCE, Predictions, without_gaps
 from ripieno.published import PICKLES, conversion, from_laplace_lora, is_laplace_lora, metrics_in
 from ripieno.untrusted import check_unpacked
 from ripieno.userfiles import json_lines, nearest, require_file, short
@@ -36,8 +36,6 @@ TEXTS = ("ids", "subjects")
 ARRAYS = (*KINDS, "targets", "mask", "members", *TEXTS)
 KEYS = (*KINDS, "id", "target", "subject", "dataset", "split", "epoch", "method")
 
-# The same slack as parquet.read_parquet grants to float32 log-probabilities.
-SUM_TOLERANCE = 1e-4
 # Of members and epochs, which are int32 in the table of predictions.
 LARGEST = 2**31 - 1
 

@@ -79,7 +79,7 @@ def read_features(path: Path) -> Features:
     """Read a parquet file of one data set's features.
 
     Raises:
-        UserError: it holds something else than one data set's features, or a newer version of them.
+        UserError: it holds something else than one data set's features (finite numbers), or a newer version of them.
         EnvironmentFault: the file cannot be read as parquet.
     """
     with parquet(path) as file:
@@ -111,6 +111,11 @@ def read_features(path: Path) -> Features:
         hidden = values.reshape(table.num_rows, -1)
         tokens = table["prompt_tokens"].cast(pa.int64()).to_numpy()
         nll = table["prompt_nll"].cast(pa.float64()).to_numpy()
+    for name, numbers in (("prompt_nll", nll), ("hidden", hidden)):
+        if not np.isfinite(numbers).all():
+            raise UserError(
+                f"{path}: column {name!r} holds numbers that are not finite; `ripieno evaluate` makes the file again"
+            )
     [(dataset, split)] = sets
     return Features(
         dataset=dataset,

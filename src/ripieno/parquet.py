@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from ripieno.errors import UserError
-from ripieno.predictions import Predictions
+from ripieno.predictions import SUM_TOLERANCE, Predictions
 from ripieno.untrusted import MEND_HEADER, parquet, read_header
 
 SCHEMA_VERSION = 1
@@ -357,10 +357,9 @@ def _assemble(columns: _Columns, rows: NDArray[np.int64]) -> Predictions:
     values = log_probs.dense(place, K, -np.inf).reshape(M, N, K)
     with np.errstate(over="ignore"):  # logits in their place may be anything
         totals = np.exp(values).sum(axis=2)
-    # 26 float32 probabilities, each rounded by 6e-8 of a log-probability of at most ~100, stay well within 1e-4.
-    if not np.all(np.abs(totals - 1) < 1e-4):
-        m, n = np.argwhere(~(np.abs(totals - 1) < 1e-4))[0]
-        none = ~(values[m, n] < 1e-4)  # above 0 by more than rounding, or NaN
+    if not np.all(np.abs(totals - 1) < SUM_TOLERANCE):
+        m, n = np.argwhere(~(np.abs(totals - 1) < SUM_TOLERANCE))[0]
+        none = ~(values[m, n] < SUM_TOLERANCE)  # above 0 by more than rounding, or NaN
         what = f"exp(choice_log_probs) sums to {totals[m, n]:.4g}, not 1"
         if none.any():
             k = _first(none)
@@ -370,8 +369,9 @@ def _assemble(columns: _Columns, rows: NDArray[np.int64]) -> Predictions:
             "log-probabilities normalised over the question's choices"
         )
     targets = np.where(target.present, target.values, -1)[first]
-    if np.any(targets >= sizes):
-        n = _first(targets >= sizes)
+    outside = (targets < -1) | (targets >= sizes)
+    if outside.any():
+        n = _first(outside)
         raise UserError(
             f"{path}: question_id {ids[n]!r}: target {targets[n]} is none of its {sizes[n]} choices; they count from "
             "0, and null is where it is unknown"

@@ -12,6 +12,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+BASE = "base"  # the method of the base's own predictions: epoch 0, member 0
+# How far from 1 the probabilities of a row may sum: 26 of them, each rounded by 6e-8 of a log-probability of at most
+# about 100 (float32), stay well within.
+SUM_TOLERANCE = 1e-4
+
 
 @dataclass(frozen=True)
 class Predictions:

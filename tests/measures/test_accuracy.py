@@ -54,6 +54,13 @@ def test_unknown_answers_are_an_error(target):
             of(np.full((2, 2), 0.5), np.array([0, target]))
 
 
+def test_a_right_choice_a_question_is_needed():
+    for of in (measures.correct, measures.nll, measures.brier):
+        for targets in ([0], [0, 0]):
+            with pytest.raises(ValueError, match="not the same questions"):
+                of(np.full((3, 2), 0.5), np.array(targets))
+
+
 def test_recall_and_macro_f1_by_hand():
     # Label 0: 2 of 3 found, 3 answered; 1: 1 of 2, 2; 2: never right, answered once; 3: neither.
     targets, predicted = np.array([0, 0, 0, 1, 1, 0]), np.array([0, 0, 1, 1, 0, 2])

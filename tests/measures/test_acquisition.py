@@ -119,7 +119,7 @@ def test_states_that_do_not_differ_leave_the_score(questions: int) -> None:
     assert batch.scores.tolist() == scores[::-1].tolist()
 
 
-def test_more_than_there_is_is_refused() -> None:
+def test_wrong_calls() -> None:
     scores, states = drawn(3, 2)
     for count in (0, 4):
         with pytest.raises(ValueError, match=f"{count} questions of 3"):
@@ -128,3 +128,7 @@ def test_more_than_there_is_is_refused() -> None:
             measures.diverse_batch(scores, states, count)
     with pytest.raises(ValueError, match=r"states has shape \(2, 2\), not \[3, D\]"):
         measures.diverse_batch(scores, states[:2], 1)
+    scores[1] = np.nan
+    for choose in (measures.highest, lambda s, n: measures.diverse_batch(s, states, n)):
+        with pytest.raises(ValueError, match="score of question 1 is NaN"):
+            choose(scores, 2)

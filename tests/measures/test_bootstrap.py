@@ -65,6 +65,8 @@ def test_a_paired_interval_leaves_out_what_both_share():
     assert 0.09 < low < high < 0.11
     with pytest.raises(ValueError, match="not the same questions"):
         measures.paired_interval(a, b[:-1])
+    with pytest.raises(ValueError, match="0 resamples"):
+        measures.interval(a, resamples=0)
 
 
 def test_equal_values_have_no_width():

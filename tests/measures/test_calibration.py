@@ -168,6 +168,9 @@ def test_wrong_calls_of_errors(of):
         of(np.array([]), np.array([]))
     with pytest.raises(ValueError, match="not the same questions"):
         of(np.array([0.5]), np.array([1.0, 0.0]))
+    for logits in ([0.5, math.nan], [0.5, 2.5], [0.5, -0.5]):
+        with pytest.raises(ValueError, match="confidence of question 1 is"):
+            of(np.array(logits), np.array([1.0, 0.0]))
 
 
 @pytest.mark.parametrize("of", [*BINNED, reliability, debiased_ce_interval])

@@ -4,7 +4,7 @@ them. All of it is optional: another program's predictions come without.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ripieno.measures.uncertainty import Floats
+from ripieno.predictions import Predictions
 
 
 @dataclass(frozen=True)
@@ -82,3 +83,8 @@ class About:
         number: dict[str, int] = {}
         labels = [number.setdefault(passage or f"\0alone {n}", len(number)) for n, passage in enumerate(self.passages)]
         return np.array(labels, dtype=np.int64) if len(number) < len(labels) else None
+
+
+def about_of(about: Mapping[str, About] | None, p: Predictions) -> About:
+    """Return what is known of the questions of `p`, in their order; `about` is by `Predictions.name`."""
+    return (about or {}).get(p.name, About(())).of(p.question_ids)

@@ -30,7 +30,7 @@ def correct(probs: Floats, targets: NDArray[np.int64]) -> Floats:
         [..., N], 0.0 or 1.0.
 
     Raises:
-        ValueError: a target is unknown (negative) or outside the K choices.
+        ValueError: a target is unknown (negative) or outside the K choices, or there is not one a question.
     """
     _check(probs, targets)
     return (probs.argmax(axis=-1) == targets).astype(np.float64)
@@ -51,7 +51,7 @@ def nll(log_probs: Floats, targets: NDArray[np.int64]) -> Floats:
         [..., N], nats, >= 0; +inf where the right choice has probability 0.
 
     Raises:
-        ValueError: a target is unknown (negative) or outside the K choices.
+        ValueError: a target is unknown (negative) or outside the K choices, or there is not one a question.
     """
     _check(log_probs, targets)
     # From 0.0, so that a certain right answer costs 0.0 and not -0.0.
@@ -73,7 +73,7 @@ def brier(probs: Floats, targets: NDArray[np.int64]) -> Floats:
         [..., N], between 0 and 2; a uniform guess among K choices has 1 - 1/K.
 
     Raises:
-        ValueError: a target is unknown (negative) or outside the K choices.
+        ValueError: a target is unknown (negative) or outside the K choices, or there is not one a question.
     """
     _check(probs, targets)
     right = np.arange(probs.shape[-1]) == targets[:, None]
@@ -161,6 +161,8 @@ def _label_counts(
 
 
 def _check(probs: Floats, targets: NDArray[np.int64]) -> None:
+    if targets.shape != probs.shape[-2:-1]:
+        raise ValueError(f"not the same questions: shapes {probs.shape} and {targets.shape}")
     outside = (targets < 0) | (targets >= probs.shape[-1])
     if outside.any():
         n = int(outside.argmax())

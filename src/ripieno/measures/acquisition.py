@@ -45,7 +45,7 @@ def highest(scores: Floats, count: int, seed: int = 0) -> Batch:
         seed: of the lot.
 
     Raises:
-        ValueError: there are fewer.
+        ValueError: there are fewer, or a score is NaN.
     """
     lot = _lot(scores, count, seed)
     chosen = lot[np.argsort(-scores[lot], kind="stable")[:count]]
@@ -80,7 +80,7 @@ def diverse_batch(scores: Floats, states: NDArray[Any], count: int, seed: int = 
         Scores are gains, in nats.
 
     Raises:
-        ValueError: there are fewer questions, or not one state a question.
+        ValueError: there are fewer questions, a score is NaN, or there is not one state a question.
     """
     if states.ndim != 2 or len(states) != len(scores):
         raise ValueError(f"states has shape {states.shape}, not [{len(scores)}, D]: one state a question")
@@ -110,6 +110,8 @@ def _lot(scores: Floats, count: int, seed: int) -> NDArray[np.int64]:
     """Return the questions in an order drawn by lot."""
     if not 0 < count <= len(scores):
         raise ValueError(f"{count} questions of {len(scores)} cannot be chosen")
+    if np.isnan(scores).any():
+        raise ValueError(f"the score of question {int(np.isnan(scores).argmax())} is NaN")
     return generator(seed, "label next").permutation(len(scores))
 
 

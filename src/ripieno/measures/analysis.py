@@ -48,8 +48,8 @@ def analyze(
     For the ensemble: all measures, pooled by the mean of probabilities and, with several members, by the mean of logits
     as well. For each member and the mean over members: those that are means over questions, and ece. What needs the
     right choices is taken over the questions where they are known, the rest over all. Means, and at a method's last
-    epoch measures that rank questions, carry bootstrap intervals (bootstrap.py); errors of calibration do not, since
-    theirs would be wrong.
+    epoch error_correlation and measures that rank questions, carry bootstrap intervals (bootstrap.py); errors of
+    calibration do not, since theirs would be wrong.
 
     Args:
         predictions: any data sets, methods and epochs. Several replicates of the same become one: their mean, with an
@@ -71,7 +71,7 @@ def analyze(
     last = last_epochs(predictions)
     for p in predictions:
         at_last = p.epoch == last[p.name, p.method]
-        context = Context.of(p, about or {}, at_last, costs, bins, resamples, seed)
+        context = Context.of(p, about, at_last, costs, bins, resamples, seed)
         rows = _measured(p, context, fits.get(fitted_as(p)))
         groups.setdefault((p.dataset, p.split, p.method, p.epoch), []).append(rows)
     return [row for group in groups.values() for row in over_replicates(group)]

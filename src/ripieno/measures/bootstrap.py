@@ -63,10 +63,12 @@ def draw(
         uint16 [B, N]. Without clusters each row sums to N.
 
     Raises:
-        ValueError: there is no question.
+        ValueError: there is no question, or no resample is asked for.
     """
     if questions == 0:
         raise ValueError("there is no question to draw from")
+    if resamples < 1:
+        raise ValueError(f"{resamples} resamples make no interval; ask for 1 at least")
     of_cluster = None
     units = questions
     if clusters is not None:

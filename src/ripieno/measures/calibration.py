@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from ripieno.measures.bootstrap import DRAWN_AT_ONCE, generator
 from ripieno.measures.uncertainty import Floats
+from ripieno.predictions import SUM_TOLERANCE
 
 BINS = 15
 
@@ -54,7 +55,7 @@ def reliability(confidence: Floats, right: Floats, *, bins: int = BINS) -> Relia
         Counts, mean confidence and accuracy of each bin.
 
     Raises:
-        ValueError: the two differ in shape, or there is no bin.
+        ValueError: the two differ in shape, a confidence is not between 0 and 1, or there is no bin.
     """
     check(confidence, right, bins)
     bin_of = _bin_of(confidence, bins)
@@ -85,7 +86,8 @@ def ece(confidence: Floats, right: Floats, *, bins: int = BINS) -> float:
         Between 0 and 1.
 
     Raises:
-        ValueError: there is no question, the two differ in shape, or there is no bin.
+        ValueError: there is no question, the two differ in shape, a confidence is not between 0 and 1, or there is no
+            bin.
     """
     check(confidence, right, bins)
     check_some(confidence)
@@ -115,7 +117,8 @@ def adaptive_ece(confidence: Floats, right: Floats, *, bins: int = BINS) -> floa
         Between 0 and 1.
 
     Raises:
-        ValueError: there is no question, the two differ in shape, or there is no bin.
+        ValueError: there is no question, the two differ in shape, a confidence is not between 0 and 1, or there is no
+            bin.
     """
     check(confidence, right, bins)
     check_some(confidence)
@@ -139,7 +142,7 @@ def ece_null(confidence: Floats, *, bins: int = BINS, draws: int = 1000, seed: i
         Mean and 95% quantile. An ECE below the quantile is no evidence of miscalibration.
 
     Raises:
-        ValueError: there is no question, or no bin.
+        ValueError: there is no question, a confidence is not between 0 and 1, or there is no bin.
     """
     check(confidence, confidence, bins)
     check_some(confidence)
@@ -184,7 +187,7 @@ def smooth_ece(confidence: Floats, right: Floats) -> float:
         Between 0 and 1; 0 where every gap is 0.
 
     Raises:
-        ValueError: there is no question, or the two differ in shape.
+        ValueError: there is no question, the two differ in shape, or a confidence is not between 0 and 1.
     """
     check(confidence, right)
     check_some(confidence)
@@ -238,9 +241,14 @@ def _mean_gap(confidence: Floats, right: Floats, bin_of: NDArray[np.int64]) -> f
 
 
 def check(confidence: Floats, right: Floats, bins: int = BINS) -> None:
-    """Raise a ValueError where the two differ in shape, or there is no bin."""
+    """Raise a ValueError where the two differ in shape, a confidence is none, or there is no bin."""
     if confidence.shape != right.shape:
         raise ValueError(f"not the same questions: shapes {confidence.shape} and {right.shape}")
+    # Written so that NaN fails as well.
+    outside = ~((confidence >= 0.0) & (confidence <= 1.0 + SUM_TOLERANCE))
+    if outside.any():
+        n = int(outside.argmax())
+        raise ValueError(f"the confidence of question {n} is {confidence[n]:g}, not between 0 and 1")
     if bins < 1:
         raise ValueError(f"{bins} bins hold no question")
 

@@ -139,21 +139,13 @@ class Certificate:
     @classmethod
     def from_json(cls, content: dict[str, Any]) -> Certificate:
         """Read what `to_json` returned."""
-
-        def promise(given: dict[str, Any]) -> Promise:
-            return Promise(**{**given, "threshold": _or_inf(given["threshold"])})
-
-        def group(given: dict[str, Any]) -> SetGroup:
-            return SetGroup(**{**given, "threshold": _or_inf(given["threshold"])})
-
+        groups = tuple(SetGroup(**_with_inf(given)) for given in content["sets"]["groups"])
         return cls(
             rule=Rule(**content["rule"]),
-            promise=promise(content["promise"]) if content["promise"] else None,
-            listed=tuple(map(promise, content["listed"])),
-            sets=SetRule(**{**content["sets"], "groups": tuple(map(group, content["sets"]["groups"]))}),
-            saving=Saving(**{**content["saving"], "threshold": _or_inf(content["saving"]["threshold"])})
-            if content["saving"]
-            else None,
+            promise=Promise(**_with_inf(content["promise"])) if content["promise"] else None,
+            listed=tuple(Promise(**_with_inf(given)) for given in content["listed"]),
+            sets=SetRule(**{**content["sets"], "groups": groups}),
+            saving=Saving(**_with_inf(content["saving"])) if content["saving"] else None,
             **{
                 k: content[k]
                 for k in ("asked_risk", "confidence", "validation", "questions", "labels_needed", "lowest_rate")
@@ -269,5 +261,6 @@ def _finite(value: Any) -> Any:
     return value if not isinstance(value, float) or math.isfinite(value) else (None if value > 0 else -1.0)
 
 
-def _or_inf(value: float | None) -> float:
-    return math.inf if value is None else value
+def _with_inf(given: dict[str, Any]) -> dict[str, Any]:
+    """Put the infinite threshold back that JSON has as null."""
+    return {**given, "threshold": math.inf if given["threshold"] is None else given["threshold"]}

@@ -114,20 +114,19 @@ def upper_bound(errors: int, answered: int, confidence: float) -> float:
     low, high = errors / answered, 1.0
     for _ in range(_HALVINGS):
         middle = (low + high) / 2
-        low, high = (middle, high) if middle and tail(errors, answered, middle) >= 1 - confidence else (low, middle)
+        low, high = (middle, high) if tail(errors, answered, middle) >= 1 - confidence else (low, middle)
     return high
 
 
-def most_errors(answered: int, risk: float, level: float = 0.95) -> int:
-    """Return the most errors that are no surprise: so many or fewer in `level` of all draws at that risk.
+def most_errors(answered: int, risk: float) -> int:
+    """Return the most errors that are no surprise: so many or fewer in 95% of all draws at that risk.
 
-    min {k : P(X <= k) >= level},   X ~ Binomial(answered, risk)
+    min {k : P(X <= k) >= .95},   X ~ Binomial(answered, risk)
     """
-    _check_share("level", level)
     few, many = -1, answered
     while many - few > 1:  # `few` are not enough, `many` are
         middle = (few + many) // 2
-        few, many = (few, middle) if tail(middle, answered, risk) >= level else (middle, many)
+        few, many = (few, middle) if tail(middle, answered, risk) >= 0.95 else (middle, many)
     return many
 
 
@@ -402,9 +401,9 @@ class _Grid:
     mass: Floats
 
 
-def _grid(a: float, b: float, points: int = 4000) -> _Grid:
+def _grid(a: float, b: float) -> _Grid:
     # Evenly spaced on the logistic scale, where a Beta of any shape has no pole: dp = p (1 - p) dx.
-    x = np.linspace(-30.0, 30.0, points)
+    x = np.linspace(-30.0, 30.0, 4000)
     log_p, log_q = -np.logaddexp(0.0, -x), -np.logaddexp(0.0, x)
     density = a * log_p + b * log_q
     mass = np.exp(density - density.max())

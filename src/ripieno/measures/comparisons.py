@@ -10,7 +10,7 @@ from itertools import combinations
 import numpy as np
 from numpy.typing import NDArray
 
-from ripieno.measures.about import About
+from ripieno.measures.about import About, about_of
 from ripieno.measures.accuracy import brier, correct, nll
 from ripieno.measures.analysis import Temperatures, fit_temperatures, fitted_as
 from ripieno.measures.bootstrap import (
@@ -28,7 +28,7 @@ from ripieno.measures.selective import selective_measures
 from ripieno.measures.table import Comparison
 from ripieno.measures.temperature import apply_temperature
 from ripieno.measures.uncertainty import Floats, confidence, pool, pool_log
-from ripieno.predictions import Predictions
+from ripieno.predictions import BASE, Predictions
 
 UNIFORM, MEAN_MEMBER, SCALED = "uniform guess", "mean member", ", temperature-scaled"
 _ROW = re.compile(r"(?P<method>[^@:]+)(?:@(?P<epoch>\d+))?(?::(?P<member>\d+))?")
@@ -146,11 +146,10 @@ def compare_with_references(
     *,
     calibration: Sequence[Predictions] = (),
     about: Mapping[str, About] | None = None,
-    epoch: int | None = None,
     resamples: int = RESAMPLES,
     seed: int = 0,
 ) -> list[Comparison]:
-    """Compare the ensemble with what it has to beat, on the same questions.
+    """Compare the ensemble, at its last epoch, with what it has to beat, on the same questions.
 
     Against a uniform guess (nll = ln K, brier = 1 - 1/K, accuracy = 1/K, each question its own K), the base as it is,
     the base after temperature scaling, and the mean member. The last is no evidence for the ensemble: the loss of a
@@ -162,7 +161,6 @@ def compare_with_references(
         predictions: of the data sets to compare on, the base's among them (method "base").
         calibration: as in `analyze`; without it nothing is temperature-scaled.
         about: by `Predictions.name`, for the questions' passages.
-        epoch: which one of each other method; the last of each data set and split by default.
         resamples, seed: of the bootstrap.
 
     Returns:
@@ -170,9 +168,9 @@ def compare_with_references(
         given.
     """
     fits = fit_temperatures(calibration)
-    bases = {(p.dataset, p.split, p.replicate): p for p in predictions if p.method == "base"}
+    bases = {(p.dataset, p.split, p.replicate): p for p in predictions if p.method == BASE}
     comparisons = []
-    chosen = _of_epoch(predictions, epoch)
+    chosen = _at_last(predictions)
     for p in chosen:
         first, base = in_common(p, bases.get((p.dataset, p.split, p.replicate), p))
         if not first.question_ids:
@@ -185,9 +183,9 @@ def compare_with_references(
         if (p.dataset, p.split, p.replicate) in bases:
             answerers |= _with_temperature(base, first.targets, fits)
         ensemble = p.method
-        pairs = [(ensemble, other) for other in (UNIFORM, "base", f"base{SCALED}", MEAN_MEMBER)]
-        pairs += [(f"{ensemble}{SCALED}", other) for other in (UNIFORM, f"base{SCALED}", ensemble)]
-        clusters = (about or {}).get(p.name, About(())).of(first.question_ids).clusters
+        pairs = [(ensemble, other) for other in (UNIFORM, BASE, f"{BASE}{SCALED}", MEAN_MEMBER)]
+        pairs += [(f"{ensemble}{SCALED}", other) for other in (UNIFORM, f"{BASE}{SCALED}", ensemble)]
+        clusters = about_of(about, first).clusters
         comparisons += compare(answerers, pairs, p.dataset, p.split, clusters=clusters, resamples=resamples, seed=seed)
     for p, q in combinations(chosen, 2):
         if p.name == q.name:
@@ -216,17 +214,11 @@ def compare_runs(
     Returns:
         As `compare`, a pair a data set that both have.
     """
-    others = {(p.dataset, p.split): p for p in _of_epoch(second, None)}
+    others = {(p.dataset, p.split): p for p in _at_last(second)}
     found = []
-    for p in _of_epoch(first, None):
-        if (p.dataset, p.split) not in others:
-            continue
-        a, b = in_common(p, others[p.dataset, p.split])
-        if not a.question_ids:
-            continue
-        answerers = {name: Answerer.pooled(of.log_probs, a.targets) for name, of in zip(names, (a, b), strict=True)}
-        clusters = (about or {}).get(p.name, About(())).of(a.question_ids).clusters
-        found += compare(answerers, [names], p.dataset, p.split, clusters=clusters, resamples=resamples, seed=seed)
+    for p in _at_last(first):
+        if (p.dataset, p.split) in others:
+            found += _compare_two(names, p, others[p.dataset, p.split], about, resamples, seed)
     return corrected(found)
 
 
@@ -257,16 +249,26 @@ def compare_rows(
     found = []
     for first, second in pairs:
         for where, p in named[first].items():
-            if where not in named[second]:
-                continue
-            a, b = in_common(p, named[second][where])
-            if a.question_ids:
-                answerers = {name: Answerer.pooled(of.log_probs, a.targets) for name, of in ((first, a), (second, b))}
-                clusters = (about or {}).get(p.name, About(())).of(a.question_ids).clusters
-                found += compare(
-                    answerers, [(first, second)], *where, clusters=clusters, resamples=resamples, seed=seed
-                )
+            if where in named[second]:
+                found += _compare_two((first, second), p, named[second][where], about, resamples, seed)
     return corrected(found)
+
+
+def _compare_two(
+    names: tuple[str, str],
+    first: Predictions,
+    second: Predictions,
+    about: Mapping[str, About] | None,
+    resamples: int,
+    seed: int,
+) -> list[Comparison]:
+    """Compare two ensembles on the questions that both answered; none where there are none."""
+    a, b = in_common(first, second)
+    if not a.question_ids:
+        return []
+    answerers = {name: Answerer.pooled(of.log_probs, a.targets) for name, of in zip(names, (a, b), strict=True)}
+    clusters = about_of(about, a).clusters
+    return compare(answerers, [names], a.dataset, a.split, clusters=clusters, resamples=resamples, seed=seed)
 
 
 def rows_named(predictions: Sequence[Predictions], name: str) -> dict[tuple[str, str], Predictions]:
@@ -280,17 +282,21 @@ def rows_named(predictions: Sequence[Predictions], name: str) -> dict[tuple[str,
         raise ValueError(f"{name!r}: write METHOD[@EPOCH][:MEMBER], such as ensemble@2:0")
     found: dict[tuple[str, str], Predictions] = {}
     for p in sorted(predictions, key=lambda p: (-p.replicate, p.epoch)):  # the last one stays
-        if p.method != match["method"] or (match["epoch"] and p.epoch != int(match["epoch"])):
-            continue
-        if match["member"] is None:
+        if p.method == match["method"] and (not match["epoch"] or p.epoch == int(match["epoch"])):
             found[p.dataset, p.split] = p
-        elif rows := [m for m, member in enumerate(p.members) if member == int(match["member"])]:
-            members = tuple(p.members[m] for m in rows)  # several, where they are draws from that member
-            found[p.dataset, p.split] = replace(p, log_probs=p.log_probs[rows], members=members)
+    if match["member"]:
+        found = {where: _of_member(p, int(match["member"])) for where, p in found.items()}
+        found = {where: p for where, p in found.items() if p.members}
     if not found:
         known = ", ".join(dict.fromkeys(f"{p.method}@{p.epoch}" for p in predictions))
         raise ValueError(f"{name!r}: there is no such row; there are {known}")
     return found
+
+
+def _of_member(p: Predictions, number: int) -> Predictions:
+    """Return what one member answered: several rows, where they are draws from it; none, where it left off."""
+    rows = [m for m, member in enumerate(p.members) if member == number]
+    return replace(p, log_probs=p.log_probs[rows], members=(number,) * len(rows))
 
 
 def in_common(first: Predictions, second: Predictions) -> tuple[Predictions, Predictions]:
@@ -329,15 +335,15 @@ def _with_temperature(p: Predictions, targets: NDArray[np.int64], fits: Temperat
     return found
 
 
-def _of_epoch(predictions: Sequence[Predictions], epoch: int | None) -> list[Predictions]:
-    """Return the predictions to compare: of each data set and method but the base, one epoch (None: the last).
+def _at_last(predictions: Sequence[Predictions]) -> list[Predictions]:
+    """Return the predictions to compare: of each data set and method but the base, the last epoch.
 
     Of several replicates the first counts: paired tests speak of these members, not of training again.
     """
     chosen: dict[tuple[str, str, str], Predictions] = {}
     for p in sorted(predictions, key=lambda p: p.replicate):
         key = (p.dataset, p.split, p.method)
-        if p.method == "base" or (epoch is not None and p.epoch != epoch):
+        if p.method == BASE:
             continue
         if key not in chosen or (p.replicate == chosen[key].replicate and p.epoch > chosen[key].epoch):
             chosen[key] = p

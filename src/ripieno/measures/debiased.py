@@ -50,7 +50,8 @@ def debiased_ce(confidence: Floats, right: Floats, *, bins: int = BINS) -> float
         Between 0 and 1.
 
     Raises:
-        ValueError: there is no question, the two differ in shape, or there is no bin.
+        ValueError: there is no question, the two differ in shape, a confidence is not between 0 and 1, or there is no
+            bin.
     """
     check(confidence, right, bins)
     check_some(confidence)
@@ -93,7 +94,7 @@ def debiased_ce_interval(
         than 300 questions or 20 a bin, more than 15 bins, or fewer than 5 wrong answers expected by the confidences.
 
     Raises:
-        ValueError: the two differ in shape, there is no bin, or the level is not between 0 and 1.
+        ValueError: the two differ in shape, there is no bin, or a confidence or the level is not between 0 and 1.
     """
     check(confidence, right, bins)
     if not 0.0 < level < 1.0:

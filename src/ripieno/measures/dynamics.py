@@ -10,10 +10,9 @@ import numpy as np
 
 from ripieno.measures.table import Flow
 from ripieno.measures.uncertainty import Floats, mutual_information, pool
-from ripieno.predictions import Predictions
+from ripieno.predictions import BASE, Predictions
 
-BASE = "base"
-Answerer = tuple[int, int]  # a member, and which of the draws from it
+_Draw = tuple[int, int]  # a member, and which of the draws from it
 
 
 def flows(predictions: Sequence[Predictions]) -> list[Flow]:
@@ -47,7 +46,7 @@ def flows(predictions: Sequence[Predictions]) -> list[Flow]:
     for (dataset, split, _), course in courses.items():
         course.sort(key=lambda p: p.epoch)
         last = course[-1]
-        throughout = set.intersection(*(set(_answerers(p)) for p in course))
+        throughout = set.intersection(*(set(_draws(p)) for p in course))
         boundary = None  # one member cannot disagree
         if len(throughout) > 1 and last.question_ids:
             boundary = float(np.median(_disagreement(last, throughout)))
@@ -60,7 +59,7 @@ def flows(predictions: Sequence[Predictions]) -> list[Flow]:
 
 
 def _between(
-    before: Predictions, after: Predictions, throughout: Collection[Answerer], boundary: float | None
+    before: Predictions, after: Predictions, throughout: Collection[_Draw], boundary: float | None
 ) -> list[Flow]:
     first, second = _states(before, throughout, boundary), _states(after, throughout, boundary)
     pairs = [(first[question], state) for question, state in second.items() if question in first]
@@ -76,7 +75,7 @@ def _between(
     ]
 
 
-def _states(p: Predictions, throughout: Collection[Answerer], boundary: float | None) -> dict[str, str]:
+def _states(p: Predictions, throughout: Collection[_Draw], boundary: float | None) -> dict[str, str]:
     """Return the state of each question with a known answer."""
     right = pool(p.probs).argmax(axis=1) == p.targets
     words = np.where(right, "right", "wrong")
@@ -85,10 +84,10 @@ def _states(p: Predictions, throughout: Collection[Answerer], boundary: float | 
     return {question: str(words[n]) for n, question in enumerate(p.question_ids) if p.labelled[n]}
 
 
-def _answerers(p: Predictions) -> list[Answerer]:
+def _draws(p: Predictions) -> list[_Draw]:
     return [(member, p.members[:m].count(member)) for m, member in enumerate(p.members)]
 
 
-def _disagreement(p: Predictions, throughout: Collection[Answerer]) -> Floats:
+def _disagreement(p: Predictions, throughout: Collection[_Draw]) -> Floats:
     """Return the mutual information [N] of those members that answered at every epoch."""
-    return mutual_information(p.probs[[m for m, who in enumerate(_answerers(p)) if who in throughout]])
+    return mutual_information(p.probs[[m for m, who in enumerate(_draws(p)) if who in throughout]])

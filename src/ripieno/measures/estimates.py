@@ -9,14 +9,14 @@ from typing import TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from ripieno.measures.about import About
+from ripieno.measures.about import About, about_of
 from ripieno.measures.accuracy import brier, correct, macro_f1, nll, recall
 from ripieno.measures.bootstrap import Counts, draw, percentiles, resampled, resampled_means, units
 from ripieno.measures.brier_parts import brier_decomposition
 from ripieno.measures.calibration import adaptive_ece, ece, ece_null, smooth_ece
 from ripieno.measures.debiased import debiased_ce, debiased_ce_interval
 from ripieno.measures.selective import cheapest_threshold, cross_fitted_costs, selective_measures
-from ripieno.measures.table import SELECTIVE, Estimate
+from ripieno.measures.table import DECISION, SELECTIVE, Estimate
 from ripieno.measures.uncertainty import (
     Floats,
     confidence,
@@ -53,6 +53,12 @@ class Costs:
 
     error: float
     handover: float
+
+
+def infinite(values: Floats) -> str | None:
+    """Return why the mean of values [N] is null where some are infinite."""
+    count = int(np.isinf(values).sum())
+    return f"infinite: a probability is exactly 0 on {count} of {len(values)} questions" if count else None
 
 
 @dataclass(frozen=True)
@@ -110,12 +116,8 @@ class Sample:
             return {key: Estimate(None, 0, reason=nothing) for key in columns}
         estimates = {}
         for key, values in columns.items():
-            infinite = int(np.isinf(values).sum())
-            if infinite:
-                reason = f"infinite: a probability is exactly 0 on {infinite} of {self.N} questions"
-                estimates[key] = Estimate(None, self.N, reason=reason)
-            else:
-                estimates[key] = Estimate(float(values.mean()), self.N)
+            reason = infinite(values)
+            estimates[key] = Estimate(None if reason else float(values.mean()), self.N, reason=reason)
         finite = [key for key, estimate in estimates.items() if estimate.value is not None]
         if self.counts is not None and finite:
             low, high = percentiles(resampled_means(np.array([columns[key] for key in finite]), self.counts))
@@ -168,7 +170,7 @@ class Context:
     def of(
         cls,
         p: Predictions,
-        about: Mapping[str, About],
+        about: Mapping[str, About] | None,
         last: bool,
         costs: Costs | None,
         bins: int,
@@ -176,7 +178,7 @@ class Context:
         seed: int,
     ) -> Context:
         """Draw the questions of `p`: all of them, and those with a known answer."""
-        own = about.get(p.name, About(())).of(p.question_ids)
+        own = about_of(about, p)
         clusters, known = own.clusters, p.labelled
         every = Sample.of(len(p.question_ids), clusters, resamples, seed)
         labelled = every
@@ -264,14 +266,12 @@ def of_members(p: Predictions, view: View, context: Context) -> dict[str | int, 
         each |= {(m, name): values[m] for name, values in columns.items() for m in range(M)}
         for (who, name), estimate in sample.means(each, nothing).items():
             found[who][name] = estimate
-    errors = [Estimate(None, 0, reason=NO_ANSWER)] * M
-    if len(targets):
-        errors = [Estimate(ece(confidences[m, known], right[m], bins=context.bins), len(targets)) for m in range(M)]
+    if not len(targets):
+        return {who: of | {"ece": Estimate(None, 0, reason=NO_ANSWER)} for who, of in found.items()}
+    errors = [ece(confidences[m, known], right[m], bins=context.bins) for m in range(M)]
+    found["members_mean"]["ece"] = Estimate(float(np.mean(errors)), len(targets))
     for m, error in enumerate(errors):
-        found[m]["ece"] = error
-    known_errors = [error.value for error in errors if error.value is not None]
-    mean = float(np.mean(known_errors)) if known_errors else None
-    found["members_mean"]["ece"] = replace(errors[0], value=mean)
+        found[m]["ece"] = Estimate(error, len(targets))
     return found
 
 
@@ -371,7 +371,7 @@ def _error_correlation(view: View, context: Context) -> Estimates:
 def _selective(name: str, uncertainty: Floats | None, wrong: Floats, reason: str, context: Context) -> Estimates:
     """Return the measures of handing over by one uncertainty, and what that costs."""
     measures = tuple(f"{measure}_{name}" for measure in SELECTIVE)
-    decisions = tuple(f"decision_{what}_{name}" for what in ("threshold", "coverage", "cost", "saving"))
+    decisions = tuple(f"{measure}_{name}" for measure in DECISION)
     n = len(wrong)
     if uncertainty is None or not n:
         names = (*measures, *decisions) if context.costs else measures

@@ -34,7 +34,7 @@ from ripieno.measures.accuracy import brier, correct, nll
 from ripieno.measures.analysis import NO_FIT
 from ripieno.measures.bootstrap import MOST_UNDEFINED, RESAMPLES, Counts, draw, holm, resampled
 from ripieno.measures.calibration import ece, ece_null
-from ripieno.measures.estimates import NO_ANSWER, NO_ERROR, NO_PAIR, NO_SUCCESS, TURNS_NEGATIVE, View
+from ripieno.measures.estimates import NO_ANSWER, NO_ERROR, NO_PAIR, NO_SUCCESS, TURNS_NEGATIVE, View, infinite
 from ripieno.measures.ood import k_matched, of_prompt, with_distances
 from ripieno.measures.ranking import auroc
 from ripieno.measures.replicates import t_p_value, t_quantile
@@ -368,9 +368,9 @@ def _mean(values: Floats, where: NDArray[np.bool_]) -> Statistic:
     """Return the mean of values that the questions `where` have."""
     if not len(values):
         return NO_ANSWER
-    infinite = int(np.isinf(values).sum())
-    if infinite:
-        return f"infinite: a probability is exactly 0 on {infinite} of {len(values)} questions"
+    reason = infinite(values)
+    if reason:
+        return reason
 
     def mean(weights: Floats) -> Floats:
         own = weights[:, where]
@@ -398,11 +398,10 @@ def _matched(
     asked = []
     for choices in sorted({choices for _, choices in answers.matched}):
         for names in (index.test, (outside.name,)):
-            again = [answers.matched.get((name, choices)) for name in names]
-            asked.append([of[replicate] for of in again if of is not None])
-            if len(asked[-1]) < len(names):
-                asked.pop()
-    pair = k_matched(inside, outside, [concatenate(parts) for parts in asked], seed)
+            again = [answers.matched[name, choices] for name in names if (name, choices) in answers.matched]
+            if len(again) == len(names):
+                asked.append(concatenate([of[replicate] for of in again]))
+    pair = k_matched(inside, outside, asked, seed)
     # How to mend it is told for a run, and this is none.
     return pair.split("; ")[0] if isinstance(pair, str) else pair
 

@@ -11,8 +11,9 @@ from dataclasses import asdict, dataclass, replace
 import numpy as np
 
 from ripieno.data.prompts import TEMPLATES
-from ripieno.measures.about import About
+from ripieno.measures.about import About, about_of
 from ripieno.measures.bootstrap import DRAWN_AT_ONCE, RESAMPLES, Counts, draw, percentiles, resampled, units
+from ripieno.measures.estimates import NO_QUESTION
 from ripieno.measures.matching import match_choices
 from ripieno.measures.ranking import ood_measures
 from ripieno.measures.table import BASELINES, OOD, UNCERTAINTIES, Estimate, Row
@@ -27,7 +28,6 @@ NOT_ASKED_AGAIN = (
     "the choices stand in the prompt; `ripieno evaluate RUN --choices {} --epoch {}` asks again with fewer"
 )
 NOTHING_LEFT = "no question can be cut to {} choices: its right answer is not known, or it has fewer"
-NO_QUESTION = "no questions"
 
 
 @dataclass(frozen=True)
@@ -125,7 +125,6 @@ def tell_apart(
     """
     if inside.members != outside.members:
         raise ValueError(f"{inside.name} and {outside.name} were answered by different members")
-    about = about or {}
 
     def rows(variant: str | None, pair: tuple[Predictions, Predictions] | str) -> list[Row]:
         """Rows of `outside`, whatever the pair holds of it; a pair that cannot be had is the reason why."""
@@ -153,12 +152,12 @@ def tell_apart(
 
 def _estimates(
     pair: tuple[Predictions, Predictions],
-    about: Mapping[str, About],
+    about: Mapping[str, About] | None,
     resamples: int,
     seed: int,
 ) -> dict[tuple[str, str], Estimate]:
     """Measure each score on the questions of both sets, [measure, score]."""
-    own = [about.get(p.name, About(())).of(p.question_ids) for p in pair]
+    own = [about_of(about, p) for p in pair]
     n = sum(len(p.question_ids) for p in pair)
     counts = None
     if resamples and all(units(len(p.question_ids), a.clusters) > 1 for p, a in zip(pair, own, strict=True)):

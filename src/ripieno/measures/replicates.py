@@ -8,8 +8,8 @@ from dataclasses import replace
 
 import numpy as np
 
-from ripieno.measures.dynamics import BASE
 from ripieno.measures.table import BASELINES, OOD, Row
+from ripieno.predictions import BASE
 
 # What trivial baselines tell apart, without asking a member.
 TRIVIAL = {f"{measure}_{baseline}" for measure in OOD for baseline in BASELINES}

@@ -180,22 +180,21 @@ class SetRule:
             return sum(known.isdisjoint(texts) for texts in choices)
         return sum(subject not in known for subject in subjects) if self.by == "subject" else 0
 
-    def quantile(self, p: Predictions, choices: Sequence[Sequence[str]], level: float = 0.05) -> int:
-        """Return the fewest right choices in the sets of new questions that are no surprise.
+    def quantile(self, p: Predictions, choices: Sequence[Sequence[str]]) -> int:
+        """Return the fewest right choices in the sets of new questions that are no surprise: no fewer in 95% of draws.
 
         Given the certification questions a group's rate is no more 1 - a itself, but a draw from Beta(k, n + 1 - k),
         k = ceil((n + 1) (1 - a)) (Vovk 2012); so many of N are held is beta-binomial, and groups add up.
 
         Args:
             p, choices: N questions, each right choice known.
-            level: the share of draws with fewer.
         """
         names = _names(p, self.by, choices)
         held = np.ones(1)
         for name in set(names):
             n = next((group.questions for group in self.groups if group.name == name), 0)
             held = np.convolve(held, _held(names.count(name), n, _rank(n, self.level)))
-        return int(np.searchsorted(held.cumsum(), level))
+        return int(np.searchsorted(held.cumsum(), 0.05))
 
 
 def find_sets(

@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from ripieno.measures.selective import COVERAGES
+
 SCHEMA_VERSION = 1
 
 # What a question's uncertainty is measured by; each ends the names of the measures that rank questions by it.
@@ -15,7 +17,7 @@ BASELINES = ("choices", "prompt_length", "perplexity", "mahalanobis")
 
 SELECTIVE = (
     *("error_auroc", "error_aupr", "aurc", "eaurc", "augrc", "prr"),
-    *(f"selective_accuracy_{coverage}" for coverage in (50, 80, 90, 95)),
+    *(f"selective_accuracy_{coverage}" for coverage in COVERAGES),
 )
 DECISION = ("decision_threshold", "decision_coverage", "decision_cost", "decision_saving")
 OOD = ("ood_auroc", "ood_aupr_in", "ood_aupr_out", "ood_fpr95")

@@ -13,10 +13,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-Floats = NDArray[np.float64]
+from ripieno.predictions import SUM_TOLERANCE
 
-# The same slack as parquet.read_parquet grants to float32 log-probabilities.
-SUM_TOLERANCE = 1e-4
+Floats = NDArray[np.float64]
 
 
 @dataclass(frozen=True, slots=True)
@@ -254,9 +253,7 @@ def disagreement(probs: Floats) -> Floats:
     Returns:
         [N], from 0 (all vote alike) to 1 - 1/min(M, K) at most.
     """
-    M, _, K = probs.shape
-    votes = (probs.argmax(axis=-1)[..., None] == np.arange(K)).sum(axis=0)
-    return 1.0 - votes.max(axis=-1) / M
+    return 1.0 - _votes(probs).max(axis=-1) / len(probs)
 
 
 def pairwise_agreement(probs: Floats) -> Floats:
@@ -276,11 +273,17 @@ def pairwise_agreement(probs: Floats) -> Floats:
     Raises:
         ValueError: one member alone makes no pair.
     """
-    M, _, K = probs.shape
+    M = len(probs)
     if M < 2:
         raise ValueError("pairwise_agreement needs at least two members")
-    votes = (probs.argmax(axis=-1)[..., None] == np.arange(K)).sum(axis=0)
+    votes = _votes(probs)
     return (votes * (votes - 1)).sum(axis=-1) / (M * (M - 1))
+
+
+def _votes(probs: Floats) -> NDArray[np.int64]:
+    """Return int [N, K]: how many of the members [M, N, K] find the choice the likeliest, the first one where equal."""
+    votes: NDArray[np.int64] = (probs.argmax(axis=-1)[..., None] == np.arange(probs.shape[-1])).sum(axis=0)
+    return votes
 
 
 def with_other(letter_log_probs: Floats) -> Floats:
