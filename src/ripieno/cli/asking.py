@@ -42,7 +42,7 @@ def evaluate(
         typer.Option("--unconditional", help="Text templates: also store each choice's score without its question."),
     ] = False,
     choices: Annotated[
-        int | None, typer.Option(min=2, help="Ask again with wrong choices dropped at random to this many.")
+        int | None, typer.Option(min=2, help="Ask again with wrong choices dropped at random, down to this many.")
     ] = None,
     rotations: Annotated[
         bool,
@@ -65,10 +65,10 @@ def evaluate(
     draws: Annotated[
         int | None,
         typer.Option(
-            help="With --method: how many; as many as members by default, more where they are free (laplace)."
+            help="With --method: how many draws; as many as members by default, more where they are free (laplace)."
         ),
     ] = None,
-    member: Annotated[int | None, typer.Option(help="With --method: whose; 0 by default.")] = None,
+    member: Annotated[int | None, typer.Option(help="With --method: which member; 0 by default.")] = None,
     shard: Annotated[
         str | None,
         typer.Option(
@@ -81,7 +81,7 @@ def evaluate(
     data_dir: DataDir = None,
     quiet: Quiet = False,
 ) -> None:
-    """Ask the base and the members, in and out of domain; what is there already is not computed again."""
+    """Ask the base and the members, in and out of domain. What is there already is not computed again."""
     from ripieno import config as configs
     from ripieno import evaluation, experiment, launching, reading
     from ripieno.progress import Progress
@@ -183,7 +183,10 @@ def compare(
     data_dir: DataDir = None,
     quiet: Quiet = False,
 ) -> None:
-    """Set every way to be uncertain side by side: train what they share once, ask each the same, write one table."""
+    """Set every way to be uncertain side by side, in one table.
+
+    It trains once what they share, and asks each the same questions.
+    """
     from ripieno.report import methods
 
     folder = source
@@ -209,7 +212,10 @@ def read(
     output: Annotated[Path | None, typer.Option(help="The folder to write into; in RUN/read by default.")] = None,
     quiet: Quiet = False,
 ) -> None:
-    """Read a text token by token: how probable, how unsure, how far the members agree; a table and a heat map."""
+    """Show what the members make of a text, token by token.
+
+    How probable each token is, how unsure they are, how far they agree: a table and a heat map.
+    """
     from ripieno import reading
     from ripieno.progress import Progress
     from ripieno.report.heatmap import reader, words

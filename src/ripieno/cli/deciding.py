@@ -15,7 +15,10 @@ from ripieno.errors import UserError
 
 
 def calibrate(run: Run, data_dir: DataDir = None, quiet: Quiet = False) -> None:
-    """Fit the temperature on the questions of data.calibration; show the measures before and after."""
+    """Fit the temperature, which corrects how sure answers are.
+
+    It is fitted on the questions of data.calibration; the measures are shown before and after.
+    """
     from ripieno import experiment
     from ripieno.measures import analyze as measure
     from ripieno.progress import Progress
@@ -38,7 +41,7 @@ def calibrate(run: Run, data_dir: DataDir = None, quiet: Quiet = False) -> None:
 
 def certify(
     run: Annotated[Path | None, typer.Argument(metavar="RUN", help="A run folder; none with --plan.")] = None,
-    risk: Annotated[float, typer.Option(help="At most this share of the answered wrong.")] = 0.05,
+    risk: Annotated[float, typer.Option(help="The largest share of the answered that may be wrong.")] = 0.05,
     confidence: Annotated[float, typer.Option(help="How sure the promise is to hold.")] = 0.95,
     cost_error: CostError = None,
     cost_handover: CostHandover = None,
@@ -48,12 +51,12 @@ def certify(
     ] = "lac",
     sets_by: Annotated[
         Literal["subject", "label"] | None,
-        typer.Option(help="The rate for each subject, or for each label of a text,label file, from its own questions."),
+        typer.Option(help="Prediction sets with a rate for each subject, or each label of a text,label file."),
     ] = None,
     plan: Annotated[
         bool, typer.Option("--plan", help="Only say how many labelled questions a promise takes, by simulation.")
     ] = False,
-    accuracy: Annotated[float, typer.Option(help="With --plan: of the model, were it to answer everything.")] = 0.8,
+    accuracy: Annotated[float, typer.Option(help="With --plan: the model's, if it answered everything.")] = 0.8,
     error_auroc: Annotated[
         float, typer.Option(help="With --plan: how often a wrong answer is less sure than a right one.")
     ] = 0.8,
@@ -61,7 +64,10 @@ def certify(
     data_dir: DataDir = None,
     quiet: Quiet = False,
 ) -> None:
-    """Promise that few answers are wrong: thresholds with a guarantee, on the certification questions, used once."""
+    """Promise that few answers are wrong, or say why it cannot be.
+
+    The promise is made on the certification questions, which can be used once.
+    """
     from ripieno.decisions import check_share
     from ripieno.report import terminal
 
@@ -109,9 +115,10 @@ def predict(
     max_risk: MaxRisk = None,
     quiet: Quiet = False,
 ) -> None:
-    """Answer a file of questions with every member, or hand them over at a promised risk.
+    """Answer a file of questions, and hand the unclear ones over.
 
-    Where nothing was certified yet, that risk is certified first, at 95% confidence.
+    Without --max-risk all are answered. Where nothing was certified yet, that risk is
+    certified first, at 95% confidence.
     """
     from ripieno import decisions
     from ripieno.data.question import read_questions
@@ -147,11 +154,14 @@ def serve(
     max_questions: Annotated[int, typer.Option(min=1, help="Questions of one request, at most.")] = 64,
     max_bytes: Annotated[int, typer.Option(min=1, help="Bytes of one request, at most.")] = 2**20,
     timeout: Annotated[float, typer.Option(min=0.1, help="Seconds until a request is given up.")] = 30.0,
-    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress bar, and no line a request.")] = False,
+    quiet: Annotated[
+        bool, typer.Option("--quiet", "-q", help="No progress bar, and no line for each request.")
+    ] = False,
 ) -> None:
-    """Answer questions over HTTP, with a page to try them on: POST /v1/decide.
+    """Answer questions over HTTP, with a page to try them on.
 
-    Where nothing was certified yet, that risk is certified first, at 95% confidence.
+    Programs send them to POST /v1/decide. Without --max-risk all are answered. Where nothing was certified yet, that
+    risk is certified first, at 95% confidence.
     """
     try:
         from ripieno.serving import server
@@ -204,12 +214,13 @@ def acquire(
     output: Annotated[
         Path | None, typer.Option(metavar="FILE", help="The questions, to be labelled; FILE-next by default.")
     ] = None,
-    seed: Annotated[int, typer.Option(min=0, help="Of the lot that decides between ties, and of random.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the draw that breaks ties, and of random.")] = 0,
     quiet: Quiet = False,
 ) -> None:
-    """Choose which questions of a pool to label next, by what the members make of them.
+    """Choose which questions to label next.
 
-    Those that the run has already are left out; labels in the pool are not looked at.
+    They are chosen by what the members make of them. Those that the run has already are left out; labels in the pool
+    are not looked at.
     """
     from ripieno import acquisition
     from ripieno.data.question import SUFFIXES

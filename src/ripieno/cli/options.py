@@ -32,7 +32,7 @@ MaxRisk = Annotated[
 ]
 CostError = Annotated[float | None, typer.Option(help="What a wrong answer costs you, in any unit.")]
 CostHandover = Annotated[float | None, typer.Option(help="What handing a question to a person costs, in that unit.")]
-Bins = Annotated[int, typer.Option(min=1, help="Bins of confidence, of the calibration errors.")]
+Bins = Annotated[int, typer.Option(min=1, help="Bins of confidence in the calibration errors.")]
 On = Annotated[
     Literal["local", "ray", "slurm"] | None,
     typer.Option(
@@ -124,7 +124,7 @@ def launcher(config: Config, run: Path, on: str | None, workers: int | None, dry
     changed = {key: value for key, value in {"on": on, "workers": workers}.items() if value is not None}
     launch = config.launch.model_copy(update=changed)
     if dry_run and launch.on != "slurm":
-        raise UserError("--dry-run: prints the batch scripts of --on slurm")
+        raise UserError("--dry-run: prints the batch scripts of --on slurm; give that too, or leave it out")
     return launching.launcher(launch, run, config.compute.device, do)
 
 

@@ -24,7 +24,7 @@ def export(
     data_dir: DataDir = None,
     quiet: Quiet = False,
 ) -> None:
-    """Write the members, and their mean as one adapter, as PEFT folders with model cards."""
+    """Write the members, and their mean, as PEFT folders. Each is one adapter with a model card."""
     from ripieno import exporting
     from ripieno.progress import Progress
 
@@ -42,7 +42,10 @@ def report(
     cost_handover: CostHandover = None,
     bins: Bins = 15,
 ) -> None:
-    """Write RUN/report/index.html, metrics.json and tables; needs no torch."""
+    """Write a run's report: a page, measures and tables.
+
+    They are RUN/report/index.html, metrics.json and tables/*.csv. It needs no torch.
+    """
     from ripieno.report import run as reports
     from ripieno.report import terminal
     from ripieno.runs import METHOD, RunFolder
@@ -77,7 +80,7 @@ def analyze(
     ] = None,
     labels: Annotated[
         str | None,
-        typer.Option(help="Every question has these choices, such as no,yes: also macro-F1 and each one's recall."),
+        typer.Option(help="The choices of every question, such as no,yes: adds macro-F1 and the recall of each."),
     ] = None,
     pair: Annotated[
         list[str] | None,
@@ -90,7 +93,7 @@ def analyze(
     cost_handover: CostHandover = None,
     bins: Bins = 15,
 ) -> None:
-    """Measure predictions, this program's or another's; needs no torch."""
+    """Measure predictions, this program's or another's. It needs no torch."""
     from ripieno.measures.comparisons import rows_named
     from ripieno.report import terminal
     from ripieno.report.inputs import gather
@@ -115,7 +118,7 @@ def datasets(
     labels: Annotated[str | None, typer.Option(help="Labels of a text,label file, separated by commas.")] = None,
     data_dir: DataDir = None,
 ) -> None:
-    """List what can be read, or check a file: what is in it, and what is wrong with it."""
+    """List what can be read, or check a file of yours. A check says what is in it, and what is wrong with it."""
     from ripieno.data import splits
 
     if action is None:
@@ -136,7 +139,10 @@ def status(
         bool, typer.Option("--follow", help="Say it again every two seconds, until nobody works on the run any more.")
     ] = False,
 ) -> None:
-    """Say how far each member is, at what speed, and what was evaluated."""
+    """Say how far a run is.
+
+    Each member's step and speed, who works on what, and what was evaluated.
+    """
     from ripieno.report import status as statuses
     from ripieno.runs import RunFolder
 

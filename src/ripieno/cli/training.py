@@ -15,7 +15,10 @@ from ripieno.errors import UserError
 
 
 def demo(run: Annotated[Path, typer.Option(help="The run folder.")] = Path("runs/demo"), quiet: Quiet = False) -> None:
-    """Do the whole job on the embedded default: model, data, training, evaluation, report."""
+    """Do the whole job once, on a small model and real questions.
+
+    It fetches both, trains, evaluates, and writes a report.
+    """
     from ripieno import experiment
     from ripieno.data import packages
     from ripieno.progress import Progress
@@ -67,9 +70,9 @@ def train(
     data_dir: DataDir = None,
     quiet: Quiet = False,
 ) -> None:
-    """Train the members, or go on where this run stopped: the same command starts and resumes.
+    """Train the members, or go on where this run stopped.
 
-    --members alone trains them in this process.
+    The same command starts and resumes. --members alone trains them in this process.
     """
     from ripieno import config as configs
     from ripieno import experiment, launching
@@ -103,7 +106,10 @@ def plan(
     data_dir: DataDir = None,
     quiet: Quiet = False,
 ) -> None:
-    """Estimate time and memory of training and evaluation, from half a minute of the real work on this machine."""
+    """Estimate the time and memory of training and evaluation.
+
+    It does half a minute of the real work on this machine, and writes nothing.
+    """
     started = time.perf_counter() - time.process_time()  # what it took to come here is work of the processor's
     from ripieno import config as configs
     from ripieno import planning
@@ -121,14 +127,16 @@ def plan(
 
 
 def import_(
-    config: Annotated[Path, typer.Argument(metavar="CONFIG.yaml", help="How they are asked, and which questions.")],
+    config: Annotated[
+        Path, typer.Argument(metavar="CONFIG.yaml", help="The base, how the members are asked, and which questions.")
+    ],
     adapters: Annotated[
-        list[str], typer.Argument(metavar="ADAPTER ...", help="PEFT folders or hub ids, a member each.")
+        list[str], typer.Argument(metavar="ADAPTER ...", help="PEFT folders or hub ids, one for each member.")
     ],
     run: NewRun = None,
     data_dir: DataDir = None,
 ) -> None:
-    """Make a run of LoRA adapters that were trained elsewhere; every other command then takes it."""
+    """Make a run of LoRA adapters that were trained elsewhere. Every other command then takes it."""
     from ripieno.importing import import_adapters
 
     folder = import_adapters(config, adapters, run, data_dir=data_dir)
