@@ -31,7 +31,7 @@ from ripieno.data.splits import DatasetName, Roles
 from ripieno.ensemble import Ensemble, assemble, load_base
 from ripieno.errors import UserError
 from ripieno.evaluation import Sampling, fit, matched_choices
-from ripieno.experiment import assign_roles, train, work
+from ripieno.experiment import assign_roles, train, units_of_training
 from ripieno.methods import Method
 from ripieno.methods.trained import Known, Trained, pooled_nll
 from ripieno.model.prediction import Asked
@@ -181,7 +181,7 @@ def compare(
             raise UserError("data.validation: none of its questions has an answer, so nothing can be chosen by them")
         units = config.seeds * sum(_units(config, row, roles) for row in possible)
         for experiment, members in chain.from_iterable(plans.values()):
-            units += work(experiment, members, evaluating=False, data_dir=data_dir)
+            units += units_of_training(experiment, assign_roles(experiment, data_dir), len(members))
         progress.expect(units)
         _start(config, kept)
         worlds = {}

@@ -157,8 +157,7 @@ def plan(
     saves = 1 + (math.ceil(len(rows) / plain.batch_size) - 1) // plain.save_every if plain.save_every else 1
     training = Stage(
         {
-            # The progress bar reads the data too.
-            "start": starting + reading + encoding + encoding_rows + asking.once + trained.once,
+            "start": starting + encoding + encoding_rows + asking.once + trained.once,
             "steps": M * E * (operations * trained.rate + again),
             "validation": M * E * asking.seconds(engine, validation),
             "saving": M * E * saves * trained.saving,

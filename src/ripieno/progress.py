@@ -47,8 +47,8 @@ class Progress:
         self.bar.set_description_str(terminal_line(text), refresh=self.live)
 
     def expect(self, units: int) -> None:
-        """Note work to come, where its length was not known from the start."""
-        self.bar.total = (self.bar.total or 0) + units
+        """Say how much work the job is, unless whoever began it has said so."""
+        self.bar.total = self.bar.total or units
 
     def advance(self, units: int) -> None:
         """Note work done."""
