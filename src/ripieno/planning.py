@@ -15,7 +15,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -437,15 +437,17 @@ class _Peak:
 @contextmanager
 def _peak(device: torch.device) -> Iterator[_Peak]:
     """Measure the most memory in use at once: of the GPU, or else of the process."""
-    found, status, linux = _Peak(), Path("/proc/self/status"), sys.platform == "linux"
+    found, status, forgets = _Peak(), Path("/proc/self/status"), False
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
-    elif linux:
-        Path("/proc/self/clear_refs").write_text("5")  # the kernel forgets the highest resident size so far
+    elif sys.platform == "linux":
+        with suppress(OSError):  # some containers do not let it be written
+            Path("/proc/self/clear_refs").write_text("5")  # the kernel forgets the highest resident size so far
+            forgets = True
     yield found
     if device.type == "cuda":
         found.bytes = torch.cuda.max_memory_allocated(device)
-    elif linux:
+    elif forgets:
         [line] = [line for line in status.read_text().splitlines() if line.startswith("VmHWM:")]
         found.bytes = int(line.split()[1]) * 1024
     else:  # of the process so far
