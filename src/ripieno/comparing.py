@@ -202,7 +202,7 @@ def compare(
             for name in set(worlds) - set(row.training):
                 worlds[name].release()
             found.append(_row(config, row, worlds, kept, roles, refused.get(row.name)))
-        _features(worlds, kept, progress)
+        _features(next(iter(worlds.values())), kept, progress)
         data = config.data
         index = Index(
             schema=1,
@@ -220,10 +220,9 @@ def compare(
     return folder
 
 
-def _features(worlds: Mapping[str, World], kept: RunFolder, progress: Progress) -> None:
+def _features(world: World, kept: RunFolder, progress: Progress) -> None:
     """Write what the base alone makes of the prompts, which no way of training changes."""
-    world = next(iter(worlds.values()), None)
-    if world is not None and world.config.data.out_of_domain:
+    if world.config.data.out_of_domain:
         prompts = of_analysis(world.run, world.config, world.questions)
         make_features(world.run, world.config, prompts, lambda: world.ensemble, progress, kept)
 

@@ -30,8 +30,8 @@ from ripieno.methods import Fitted, Method
 from ripieno.methods.trained import Trained
 from ripieno.model.prediction import noise_floor
 from ripieno.model.speed import Timer
-from ripieno.parquet import join, to_parquet
-from ripieno.predictions import Predictions, unanswered
+from ripieno.parquet import join, read_parquet, to_parquet
+from ripieno.predictions import Predictions, concatenate, unanswered
 from ripieno.progress import Progress, unwatched
 from ripieno.prompt_features import make_features, of_analysis
 from ripieno.runs import BASE, METHOD, RunFolder, adapter_epochs, of_answers, require_adapter, sha256_of
@@ -239,6 +239,13 @@ def evaluate(
             _say_noise_floor(ensemble(), *answered, progress)
         make_features(run, config, prompts, ensemble, progress)
     return [job.file for job in jobs]
+
+
+def read_answers(run: RunFolder, datasets: Sequence[str], method: str, epoch: int) -> Predictions:
+    """Return what `evaluate` wrote of some data sets, together."""
+    names = map(DatasetName.parse, dict.fromkeys(datasets))
+    files = [run.predictions(name.folder, name.file, method, epoch) for name in names]
+    return concatenate([p for file in files for p in read_parquet(file)])
 
 
 @contextmanager

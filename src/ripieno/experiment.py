@@ -23,14 +23,12 @@ from ripieno.data.question import Question, Text
 from ripieno.data.splits import DatasetName, Roles
 from ripieno.ensemble import Ensemble, assemble, decide, device_of
 from ripieno.errors import UserError
-from ripieno.evaluation import evaluate, matched_choices
+from ripieno.evaluation import evaluate, matched_choices, read_answers
 from ripieno.model import backbone as backbones
 from ripieno.model.adapters import default_targets
 from ripieno.model.backbone import Backbone
 from ripieno.model.prediction import Asked
 from ripieno.model.trees import TokenTree
-from ripieno.parquet import read_parquet
-from ripieno.predictions import concatenate
 from ripieno.progress import Progress
 from ripieno.prompt_features import TRAINING_FEATURES
 from ripieno.report.run import report
@@ -293,9 +291,7 @@ def calibrate(run: RunFolder, *, data_dir: Path | None = None, progress: Progres
     evaluate(run, config.data.calibration, [0, config.training.epochs], data_dir=data_dir, progress=progress)
     temperatures: dict[str, float] = {}
     for method, epoch in ((BASE, 0), (METHOD, config.training.epochs)):
-        names = map(DatasetName.parse, config.data.calibration)
-        files = [run.predictions(name.folder, name.file, method, epoch) for name in names]
-        p = concatenate([part for file in files for part in read_parquet(file)])
+        p = read_answers(run, config.data.calibration, method, epoch)
         if not p.labelled.any():
             raise UserError(f"{run.path}: no question of data.calibration has an answer to fit a temperature to")
         temperatures[method] = measures.fit_temperature(p.log_probs, p.mask, p.targets)

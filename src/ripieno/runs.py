@@ -558,7 +558,7 @@ def _writing(path: Path) -> Iterator[None]:
 
 
 def _sweep(folder: Path) -> None:
-    """Remove the temporary files of processes that were killed: a write takes seconds, and these are an hour old."""
+    """Remove temporary files of processes that were killed: a write takes minutes at most, and these are a day old."""
     for part in folder.glob(f"**/.*{TEMPORARY}"):
         with suppress(FileNotFoundError):  # another process has just finished it
             if time.time() - part.stat().st_mtime > LEFT_OVER:
