@@ -161,7 +161,7 @@ def compare(
         config: what is compared.
         folder: where its runs and predictions go.
         data_dir: a folder with originally released data files.
-        progress: said what is done.
+        progress: told how much there is to do, and how far it is.
 
     Returns:
         The folder.
