@@ -13,7 +13,7 @@ from ripieno import decisions
 from ripieno.data.kept import questions_of
 from ripieno.data.question import Question, content_key, read_questions
 from ripieno.data.splits import DatasetName
-from ripieno.ensemble import Ensemble
+from ripieno.ensemble import Ensemble, assemble, load_base
 from ripieno.errors import UserError
 from ripieno.evaluation import evaluate, read_answers
 from ripieno.measures import Costs
@@ -101,13 +101,18 @@ def certify(
         "adapters": adapters,
         "certificate": made.to_json(),
     }
+
+    @cache
+    def base() -> Ensemble:
+        return assemble(config, load_base(run, config.base, config.compute), [0], data_dir)
+
     with run.lock():
         kept = _kept(run, asked)  # another process may have been faster
         if kept is not None:
             return kept
         # What new questions are compared with.
         prompts = [as_evaluated(config, name, of_set) for name, of_set in questions.items()]
-        make_features(run, config, prompts, cache(lambda: Ensemble.load(run.path)), progress)
+        make_features(run, config, prompts, base, progress)
         files = [run.features(name.folder, name.file) for name in own]
         content["features"] = [file.relative_to(run.path).as_posix() for file in files if run.whole(file)]
         run.write(run.certificate, json.dumps(content, indent=2) + "\n")

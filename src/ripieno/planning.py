@@ -38,6 +38,7 @@ from ripieno.parquet import to_parquet
 from ripieno.predictions import Predictions
 from ripieno.progress import Progress
 from ripieno.prompt_features import first_by_content
+from ripieno.report.words import counted
 from ripieno.runs import RunFolder
 from ripieno.training import diversity
 from ripieno.training.loop import Examples, Row, Trainer
@@ -477,8 +478,9 @@ def said(planned: Plan) -> Iterator[str]:
         own = planned.training.seconds
         seconds = own["start"] + (planned.training.total - own["start"]) * each / planned.members
         yield (
-            f"launch.workers {planned.workers}, not measured: {each} members a group, so training would take about "
-            f"{_duration(seconds)} and asking 1/{planned.workers} of its time, were each worker a machine like this."
+            f"launch.workers {planned.workers}, not measured: {counted(each, 'member')} a group, so training would "
+            f"take about {_duration(seconds)} and asking 1/{planned.workers} of its time, were each worker a machine "
+            "like this."
         )
 
 
