@@ -253,6 +253,14 @@ def test_settings_are_yaml_values_under_dotted_keys(tmp_path: Path) -> None:
     assert load(path, ["training.epochs=7", "training.epochs=8"]).training.epochs == 8
 
 
+def test_a_setting_begins_a_section_that_is_null(tmp_path: Path) -> None:
+    """As each section that is left out is in a run's config.yaml."""
+    resolved = load(write(tmp_path, MINIMAL)).to_yaml()
+    assert "variational: null" in resolved
+    config = load(write(tmp_path, resolved), ["training.variational.prior_std=0.5"])
+    assert config.training.variational == Variational(prior_std=0.5)
+
+
 @pytest.mark.parametrize(
     ("setting", "expected"),
     [

@@ -13,15 +13,13 @@ from ripieno import decisions
 from ripieno.data.kept import questions_of
 from ripieno.data.question import Question, content_key, read_questions
 from ripieno.data.splits import DatasetName
-from ripieno.ensemble import Ensemble
+from ripieno.ensemble import Ensemble, assemble, load_base
 from ripieno.errors import UserError
-from ripieno.evaluation import evaluate
+from ripieno.evaluation import evaluate, read_answers
 from ripieno.measures import Costs
 from ripieno.measures import certificate as certificates
 from ripieno.measures.certificate import Certificate
 from ripieno.measures.sets import By, Score
-from ripieno.parquet import read_parquet
-from ripieno.predictions import Predictions, concatenate
 from ripieno.progress import Progress
 from ripieno.prompt_features import as_evaluated, make_features
 from ripieno.runs import METHOD, RunFolder, members_at, sha256_of
@@ -81,7 +79,8 @@ def certify(
     weights = [run.adapter_files(member, at)[1] for member, at in answering.items()]
     adapters = {file.relative_to(run.path).as_posix(): sha256_of(file) for file in weights}
     _check_disjoint(run, questions)
-    answers = {role: _answers(run, of_role) for role, of_role in names.items() if of_role}
+    last = config.training.epochs
+    answers = {role: read_answers(run, of_role, METHOD, last) for role, of_role in names.items() if of_role}
     for role, p in answers.items():
         if not p.labelled.any():
             raise UserError(
@@ -104,13 +103,18 @@ def certify(
         "adapters": adapters,
         "certificate": made.to_json(),
     }
+
+    @cache
+    def base() -> Ensemble:
+        return assemble(config, load_base(run, config.base, config.compute), [0], data_dir)
+
     with run.lock():
         kept = _kept(run, asked)  # another process may have been faster
         if kept is not None:
             return kept
         # What new questions are compared with.
         prompts = [as_evaluated(config, name, of_set) for name, of_set in questions.items()]
-        make_features(run, config, prompts, cache(lambda: Ensemble.load(run.path)), progress)
+        make_features(run, config, prompts, base, progress)
         files = [run.features(name.folder, name.file) for name in own]
         content["features"] = [file.relative_to(run.path).as_posix() for file in files if run.whole(file)]
         run.write(run.certificate, json.dumps(content, indent=2) + "\n")
@@ -149,13 +153,6 @@ def _kept(run: RunFolder, asked: Mapping[str, Any]) -> Certificate | None:
             f"`ripieno certify {run.path} --risk {was['risk']:g} --confidence {was['confidence']:g}{asked_too}`"
         )
     return Certificate.from_json(recorded["certificate"])
-
-
-def _answers(run: RunFolder, names: Sequence[str]) -> Predictions:
-    """Return the ensemble's answers to a role's sets at the last epoch."""
-    parsed = map(DatasetName.parse, names)
-    files = [run.predictions(name.folder, name.file, METHOD, run.config().training.epochs) for name in parsed]
-    return concatenate([part for file in files for part in read_parquet(file)])
 
 
 def _choices(

@@ -31,7 +31,7 @@ from ripieno.data.splits import DatasetName, Roles
 from ripieno.ensemble import Ensemble, assemble, load_base
 from ripieno.errors import UserError
 from ripieno.evaluation import Sampling, fit, matched_choices
-from ripieno.experiment import assign_roles, train, work
+from ripieno.experiment import assign_roles, train, units_of_training
 from ripieno.methods import Method
 from ripieno.methods.trained import Known, Trained, pooled_nll
 from ripieno.model.prediction import Asked
@@ -161,7 +161,7 @@ def compare(
         config: what is compared.
         folder: where its runs and predictions go.
         data_dir: a folder with originally released data files.
-        progress: said what is done.
+        progress: told how much there is to do, and how far it is.
 
     Returns:
         The folder.
@@ -184,7 +184,7 @@ def compare(
             )
         units = config.seeds * sum(_units(config, row, roles) for row in possible)
         for experiment, members in chain.from_iterable(plans.values()):
-            units += work(experiment, members, evaluating=False, data_dir=data_dir)
+            units += units_of_training(experiment, assign_roles(experiment, data_dir), len(members))
         progress.expect(units)
         _start(config, kept)
         worlds = {}
@@ -205,7 +205,7 @@ def compare(
             for name in set(worlds) - set(row.training):
                 worlds[name].release()
             found.append(_row(config, row, worlds, kept, roles, refused.get(row.name)))
-        _features(worlds, kept, progress)
+        _features(next(iter(worlds.values())), kept, progress)
         data = config.data
         index = Index(
             schema=1,
@@ -223,10 +223,9 @@ def compare(
     return folder
 
 
-def _features(worlds: Mapping[str, World], kept: RunFolder, progress: Progress) -> None:
+def _features(world: World, kept: RunFolder, progress: Progress) -> None:
     """Write what the base alone makes of the prompts, which no way of training changes."""
-    world = next(iter(worlds.values()), None)
-    if world is not None and world.config.data.out_of_domain:
+    if world.config.data.out_of_domain:
         prompts = of_analysis(world.run, world.config, world.questions)
         make_features(world.run, world.config, prompts, lambda: world.ensemble, progress, kept)
 

@@ -7,10 +7,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, PositiveInt, ValidationError, model_validator
+from pydantic import Field, ValidationError, model_validator
 
 from ripieno import config as configs
-from ripieno.config import Config, Experiment, Section, explain
+from ripieno.config import Config, Experiment, PositiveInt, Section, explain
 from ripieno.errors import UserError
 
 
@@ -112,15 +112,10 @@ class Comparison(Experiment):
             **{key: getattr(self, key).model_dump(mode="json") for key in sections},
         }
         for key, value in self.trainings[training].items():
-            *path, last = key.split(".")
-            section = content
-            for part in path:
-                if section.get(part) is None:  # a section that is left out by default
-                    section[part] = {}
-                section = section[part]
-                if not isinstance(section, dict):
-                    raise UserError(f"trainings.{training}: {key}: {part} is a value, not a section")
-            section[last] = value
+            try:
+                configs.put(content, key, value)
+            except ValueError as error:
+                raise UserError(f"trainings.{training}: {key}: {error}") from None
         content["training"]["members"] = members
         return configs.parse(content, f"trainings.{training}")
 

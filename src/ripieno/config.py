@@ -505,15 +505,28 @@ def _apply(content: dict[str, Any], setting: str, option: str) -> None:
     key, equals, value = setting.partition("=")
     if not equals:
         raise UserError(f"{option} {setting}: give key=value, such as training.epochs=2")
-    *sections, last = key.strip().split(".")
-    for section in sections:
-        content = content.setdefault(section, {})
-        if not isinstance(content, dict):
-            raise UserError(f"{option} {setting}: {section} is a value, not a section")
     try:
-        content[last] = parse_yaml(value)
+        put(content, key.strip(), parse_yaml(value))
     except yaml.YAMLError:
         raise UserError(f"{option} {short(setting)}: {quoted(value)} is not a YAML value") from None
+    except ValueError as error:
+        raise UserError(f"{option} {setting}: {error}") from None
+
+
+def put(content: dict[str, Any], key: str, value: Any) -> None:
+    """Set a dotted key in nested mappings; a section that is null, as one left out by default, is begun.
+
+    Raises:
+        ValueError: a part of the key is a value.
+    """
+    *sections, last = key.split(".")
+    for section in sections:
+        if content.get(section) is None:
+            content[section] = {}
+        content = content[section]
+        if not isinstance(content, dict):
+            raise ValueError(f"{section} is a value, not a section")
+    content[last] = value
 
 
 def _section(annotation: Any) -> Any:

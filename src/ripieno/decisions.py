@@ -173,8 +173,8 @@ def cautions(
     """
     if any(decision.reason.startswith(UNLIKE) for decision in decided):
         yield f"warning: {file}: {UNLIKE} (their hidden states or lengths differ)"
-    elif max_risk is not None and len(decided) < FEWEST:
-        yield f"{len(decided)} questions are too few to see whether they are like the certified ones"
+    elif max_risk is not None and (asked := sum(decision.probs is not None for decision in decided)) < FEWEST:
+        yield f"{asked} questions are too few to see whether they are like the certified ones"
     if certificate is not None:
         sets = certificate.sets
         if unknown := sets.uncertified([q.subject for q in questions], [q.choices for q in questions]):

@@ -169,6 +169,8 @@ class Ensemble:
         certificate = self.certified.certificate if self.certified else None
         decisions.promise_of(certificate, max_risk)  # before any work
         asked = self.encode_fitting(questions)  # what is too long goes to a person
+        if progress:
+            progress.expect(len(asked.questions) * len(self.positions))
         p = self.answer(asked, self.positions, progress) if asked.questions else None
         shift = self.shift(asked) if max_risk is not None else None
         return decisions.decide(p, questions, certificate, max_risk, shift)

@@ -30,8 +30,8 @@ from ripieno.methods import Fitted, Method
 from ripieno.methods.trained import Trained
 from ripieno.model.prediction import noise_floor
 from ripieno.model.speed import Timer
-from ripieno.parquet import join, to_parquet
-from ripieno.predictions import Predictions, unanswered
+from ripieno.parquet import join, read_parquet, to_parquet
+from ripieno.predictions import Predictions, concatenate, unanswered
 from ripieno.progress import Progress, unwatched
 from ripieno.prompt_features import make_features, of_analysis
 from ripieno.runs import BASE, METHOD, RunFolder, adapter_epochs, of_answers, require_adapter, sha256_of
@@ -168,7 +168,7 @@ def evaluate(
         sampling: ask draws of one member, by default at the last epoch, and neither base nor ensemble.
         shard: (k, n) answers the k-th of n shards alone, 1 to n, and puts nothing together.
         data_dir: a folder with originally released data files, for sets that the run does not hold yet.
-        progress: advanced by one a member and question.
+        progress: advanced by one a member and question, and by one a question whose prompt is read.
 
     Returns:
         The files of predictions, those that were there among them; of a shard none.
@@ -207,7 +207,11 @@ def evaluate(
         answered: tuple[Job, Sequence[Question]] | None = None
         parts = [part for job in jobs for part in _parts(run, config, job, asked[job.name, job.choices])]
         own = parts if shard is None else _of_shard(parts, *shard)
-        with _noted(run, of_answers(shard), progress, sum(part.answers for part in own)):
+        every = not datasets and choices is None and shard is None
+        prompts = list(of_analysis(run, config, sets)) if every else []
+        answers = sum(part.answers for part in own)
+        progress.expect(answers + sum(len(prompt_set.questions) for prompt_set in prompts))
+        with _noted(run, of_answers(shard), progress, answers):
             for part in own:
                 job = part.job
                 if part.there(run):
@@ -233,9 +237,15 @@ def evaluate(
             _put_together(run, job, [part for part in parts if part.job is job])
         if answered:
             _say_noise_floor(ensemble(), *answered, progress)
-        if not datasets and choices is None:
-            make_features(run, config, of_analysis(run, config, sets), ensemble, progress)
+        make_features(run, config, prompts, ensemble, progress)
     return [job.file for job in jobs]
+
+
+def read_answers(run: RunFolder, datasets: Sequence[str], method: str, epoch: int) -> Predictions:
+    """Return what `evaluate` wrote of some data sets, together."""
+    names = map(DatasetName.parse, dict.fromkeys(datasets))
+    files = [run.predictions(name.folder, name.file, method, epoch) for name in names]
+    return concatenate([p for file in files for p in read_parquet(file)])
 
 
 @contextmanager

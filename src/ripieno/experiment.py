@@ -23,14 +23,12 @@ from ripieno.data.question import Question, Text
 from ripieno.data.splits import DatasetName, Roles
 from ripieno.ensemble import Ensemble, assemble, decide, device_of
 from ripieno.errors import UserError
-from ripieno.evaluation import evaluate, matched_choices
+from ripieno.evaluation import evaluate, matched_choices, read_answers
 from ripieno.model import backbone as backbones
 from ripieno.model.adapters import default_targets
 from ripieno.model.backbone import Backbone
 from ripieno.model.prediction import Asked
 from ripieno.model.trees import TokenTree
-from ripieno.parquet import read_parquet
-from ripieno.predictions import concatenate
 from ripieno.progress import Progress
 from ripieno.prompt_features import TRAINING_FEATURES
 from ripieno.report.run import report
@@ -94,6 +92,7 @@ def _train(
 ) -> None:
     """Train some members in a run whose locks are held; `source`: of which it is a fork."""
     roles = assign_roles(config, data_dir)
+    progress.expect(units_of_training(config, roles, len(chosen)))
     backbone = backbones.load(config.base, ranks.device)
     if config.compute.threads:
         torch.set_num_threads(config.compute.threads)
@@ -296,9 +295,7 @@ def calibrate(run: RunFolder, *, data_dir: Path | None = None, progress: Progres
     evaluate(run, config.data.calibration, [0, config.training.epochs], data_dir=data_dir, progress=progress)
     temperatures: dict[str, float] = {}
     for method, epoch in ((BASE, 0), (METHOD, config.training.epochs)):
-        names = map(DatasetName.parse, config.data.calibration)
-        files = [run.predictions(name.folder, name.file, method, epoch) for name in names]
-        p = concatenate([part for file in files for part in read_parquet(file)])
+        p = read_answers(run, config.data.calibration, method, epoch)
         if not p.labelled.any():
             raise UserError(
                 f"{run.path}: no question of data.calibration has an answer to fit a temperature to; "
@@ -314,6 +311,8 @@ def calibrate(run: RunFolder, *, data_dir: Path | None = None, progress: Progres
 def demo(path: Path, progress: Progress) -> Path:
     """Run the whole job on the embedded default, and return the report's page."""
     config = demo_config()
+    roles = assign_roles(config)
+    progress.expect(units_of_training(config, roles, config.training.members) + units_of_evaluation(config, roles))
     run = train(config, path, progress=progress)
     evaluate(run, progress=progress)
     return report(run)
@@ -325,29 +324,19 @@ def demo_config() -> Config:
         return configs.load(file)
 
 
-def work(
-    config: Config,
-    members: Sequence[int] | None = None,
-    training: bool = True,
-    evaluating: bool = True,
-    data_dir: Path | None = None,
-    choices: int | None = None,
-) -> int:
-    """Return the units of progress of a job: questions x members, for the bar (`choices`: of asking again alone)."""
-    roles = assign_roles(config, data_dir)
-    epochs, M = config.training.epochs, len(members) if members else config.training.members
-    units = 0
-    if training:
-        units += (diversity.units(config, len(roles.train)) + len(roles.questions("validation"))) * M * epochs
-    if evaluating and choices is not None:
-        every = [question for questions in evaluated(roles).values() for question in questions]
-        units += len(match_questions(every, choices, config.data.seed).questions) * (1 + M * epochs)
-    elif evaluating:
-        units += sum(len(questions) * (1 + M * of_epochs) for questions, of_epochs in asked(config, roles))
-        trained_on = [loaded.questions for loaded in roles.sets.get("train", {}).values()]
-        read = [*map(len, evaluated(roles).values()), *(min(len(q), TRAINING_FEATURES) for q in trained_on)]
-        units += sum(read)
-    return units
+def units_of_training(config: Config, roles: Roles, members: int) -> int:
+    """Return the units of progress of training: questions x members, see `Progress`."""
+    an_epoch = diversity.units(config, len(roles.train)) + len(roles.questions("validation"))
+    return members * config.training.epochs * an_epoch
+
+
+def units_of_evaluation(config: Config, roles: Roles) -> int:
+    """Return the units of progress of `evaluate` where nothing is there yet."""
+    M = config.training.members
+    answers = sum(len(questions) * (1 + M * epochs) for questions, epochs in asked(config, roles))
+    trained_on = [loaded.questions for loaded in roles.sets["train"].values()]
+    read = [*map(len, evaluated(roles).values()), *(min(len(q), TRAINING_FEATURES) for q in trained_on)]
+    return answers + sum(read)
 
 
 def evaluated(roles: Roles) -> dict[DatasetName, list[Question]]:

@@ -15,7 +15,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -38,6 +38,7 @@ from ripieno.parquet import to_parquet
 from ripieno.predictions import Predictions
 from ripieno.progress import Progress
 from ripieno.prompt_features import first_by_content
+from ripieno.report.words import counted
 from ripieno.runs import RunFolder
 from ripieno.training import diversity
 from ripieno.training.loop import Examples, Row, Trainer
@@ -157,8 +158,7 @@ def plan(
     saves = 1 + (math.ceil(len(rows) / plain.batch_size) - 1) // plain.save_every if plain.save_every else 1
     training = Stage(
         {
-            # The progress bar reads the data too.
-            "start": starting + reading + encoding + encoding_rows + asking.once + trained.once,
+            "start": starting + encoding + encoding_rows + asking.once + trained.once,
             "steps": M * E * (operations * trained.rate + again),
             "validation": M * E * asking.seconds(engine, validation),
             "saving": M * E * saves * trained.saving,
@@ -438,15 +438,17 @@ class _Peak:
 @contextmanager
 def _peak(device: torch.device) -> Iterator[_Peak]:
     """Measure the most memory in use at once: of the GPU, or else of the process."""
-    found, status, linux = _Peak(), Path("/proc/self/status"), sys.platform == "linux"
+    found, status, forgets = _Peak(), Path("/proc/self/status"), False
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
-    elif linux:
-        Path("/proc/self/clear_refs").write_text("5")  # the kernel forgets the highest resident size so far
+    elif sys.platform == "linux":
+        with suppress(OSError):  # some containers do not let it be written
+            Path("/proc/self/clear_refs").write_text("5")  # the kernel forgets the highest resident size so far
+            forgets = True
     yield found
     if device.type == "cuda":
         found.bytes = torch.cuda.max_memory_allocated(device)
-    elif linux:
+    elif forgets:
         [line] = [line for line in status.read_text().splitlines() if line.startswith("VmHWM:")]
         found.bytes = int(line.split()[1]) * 1024
     else:  # of the process so far
@@ -476,8 +478,9 @@ def said(planned: Plan) -> Iterator[str]:
         own = planned.training.seconds
         seconds = own["start"] + (planned.training.total - own["start"]) * each / planned.members
         yield (
-            f"launch.workers {planned.workers}, not measured: {each} members a group, so training would take about "
-            f"{_duration(seconds)} and asking 1/{planned.workers} of its time, were each worker a machine like this."
+            f"launch.workers {planned.workers}, not measured: {counted(each, 'member')} a group, so training would "
+            f"take about {_duration(seconds)} and asking 1/{planned.workers} of its time, were each worker a machine "
+            "like this."
         )
 
 

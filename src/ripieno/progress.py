@@ -22,18 +22,17 @@ class Progress:
     """Says what is happening, and how long the whole job will take.
 
     Args:
-        total: questions x members to score, plus `TRAINING_COST` times those to train on.
         quiet: show no bar.
         mute: say nothing either: another process of the same work does.
     """
 
-    def __init__(self, total: int = 0, quiet: bool = False, mute: bool = False):
+    def __init__(self, quiet: bool = False, mute: bool = False):
         self.mute = mute
         self.watch: Callable[[int], object] = unwatched  # is told of all that is done
         form = "{desc} |{bar}| {percentage:3.0f}% [{elapsed}, {remaining} left]"
         self.live = sys.stderr.isatty()
         self.bar = tqdm(
-            total=total,
+            total=0,
             disable=quiet or mute,
             bar_format=form,
             dynamic_ncols=True,
@@ -47,8 +46,12 @@ class Progress:
         self.bar.set_description_str(terminal_line(text), refresh=self.live)
 
     def expect(self, units: int) -> None:
-        """Note work to come, where its length was not known from the start."""
-        self.bar.total = (self.bar.total or 0) + units
+        """Say how long the whole job is, unless whoever began it has said so.
+
+        Args:
+            units: questions x members to score, plus `TRAINING_COST` times those to train on.
+        """
+        self.bar.total = self.bar.total or units
 
     def advance(self, units: int) -> None:
         """Note work done."""

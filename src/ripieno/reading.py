@@ -17,12 +17,12 @@ from ripieno.data.kept import keep_questions, questions_of
 from ripieno.data.question import Question, Text, read_texts
 from ripieno.data.splits import DatasetName
 from ripieno.ensemble import Ensemble, evaluated_sets, few_shot_pool, load_base
-from ripieno.errors import EnvironmentFault, UserError
+from ripieno.errors import UserError
 from ripieno.model import reading
 from ripieno.model.trees import SpelledText
 from ripieno.progress import Progress
 from ripieno.report import heatmap
-from ripieno.runs import BASE, METHOD, RunFolder, members_at, sha256_of, write_atomically
+from ripieno.runs import BASE, METHOD, RunFolder, members_at, sha256_of, write_atomically, writing
 from ripieno.tokens import Summary, Tokens
 from ripieno.userfiles import read_text, require_file
 
@@ -121,11 +121,9 @@ def _write(run: RunFolder, path: Path, content: bytes, in_run: bool) -> None:
     if in_run:
         run.write(path, content)
         return
-    try:
+    with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(path, content)
-    except OSError as error:
-        raise EnvironmentFault(f"{path}: cannot be written ({error.strerror or error})") from error
 
 
 def _facts(run: RunFolder, config: Config, ensemble: Ensemble, found: Tokens, file: Path) -> dict[str, str]:

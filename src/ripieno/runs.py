@@ -70,6 +70,18 @@ class RunFolder:
         """Folder of a member's adapter after an epoch (1 is the first)."""
         return self.path / "members" / f"{member:03d}" / f"epoch-{epoch:03d}"
 
+    def adapter_files(self, member: int, epoch: int) -> tuple[Path, Path]:
+        """Return the two files of a member's adapter."""
+        folder = self.adapter(member, epoch)
+        return folder / "adapter_config.json", folder / "adapter_model.safetensors"
+
+    def all_adapter_files(self, member: int, epoch: int) -> set[Path]:
+        """Return the files of a member's adapter, and what was written beside them."""
+        first = self._name(self.adapter(member, epoch)) + "/"
+        return {self.path / name for name in self.recorded() if name.startswith(first)}.union(
+            self.adapter_files(member, epoch)
+        )
+
     def resume(self, member: int, step: int) -> Path:
         """File of a member's whole state after so many steps."""
         return self.path / "resume" / f"{member:03d}-step-{step:07d}.safetensors"
@@ -131,7 +143,7 @@ class RunFolder:
         """Write a file: to a temporary name, synced, renamed; then its sha256 is recorded, and what else is given."""
         data = content.encode() if isinstance(content, str) else content
         locks.check(self._locks)
-        with _writing(path):
+        with writing(path):
             path.parent.mkdir(parents=True, exist_ok=True)
             write_atomically(path, data)
         self._record(path, sha256=hashlib.sha256(data).hexdigest(), **also)
@@ -139,7 +151,7 @@ class RunFolder:
     def make(self, path: Path, written: Callable[[BinaryIO], None]) -> None:
         """As `write`, of a file that is not held in memory: `written` writes it."""
         locks.check(self._locks)
-        with _writing(path):
+        with writing(path):
             path.parent.mkdir(parents=True, exist_ok=True)
             make_atomically(path, written)
             digest = sha256_of(path)
@@ -155,7 +167,7 @@ class RunFolder:
         """Add a line to one of the run's jsonl files, in place of a last one that a crash cut short."""
         path = self.path / name
         locks.check(self._locks)
-        with _writing(path), locks.mutex(self._locks), path.open("ab+") as file:
+        with writing(path), locks.mutex(self._locks), path.open("ab+") as file:
             if file.tell() and file.seek(-1, os.SEEK_END) >= 0 and file.read(1) != b"\n":
                 file.truncate(path.read_bytes().rfind(b"\n") + 1)
             file.write((json.dumps(line) + "\n").encode())
@@ -166,7 +178,7 @@ class RunFolder:
     def seal(self, name: str) -> None:
         """Record what one of the run's jsonl files holds so far."""
         path = self.path / name
-        with _writing(path), locks.mutex(self._locks):
+        with writing(path), locks.mutex(self._locks):
             with path.open("rb") as file:
                 os.fsync(file.fileno())  # else a power failure could keep the record, and lose what it is of
             self._record(path, **_sealed(_whole_lines(path.read_bytes())))
@@ -179,7 +191,7 @@ class RunFolder:
         """
         path = self.path / name
         locks.check(self._locks)
-        with _writing(path), locks.mutex(self._locks):
+        with writing(path), locks.mutex(self._locks):
             lines = self.lines(name)
             if (kept := arranged(lines)) != lines:
                 data = "".join(json.dumps(line) + "\n" for line in kept).encode()
@@ -330,18 +342,6 @@ class RunFolder:
     def _name(self, path: Path) -> str:
         return path.relative_to(self.path).as_posix()
 
-    def adapter_files(self, member: int, epoch: int) -> tuple[Path, Path]:
-        """Return the two files of a member's adapter."""
-        folder = self.adapter(member, epoch)
-        return folder / "adapter_config.json", folder / "adapter_model.safetensors"
-
-    def all_adapter_files(self, member: int, epoch: int) -> set[Path]:
-        """Return the files of a member's adapter, and what was written beside them."""
-        first = self._name(self.adapter(member, epoch)) + "/"
-        return {self.path / name for name in self.recorded() if name.startswith(first)}.union(
-            self.adapter_files(member, epoch)
-        )
-
     @contextmanager
     def lock(self, members: Sequence[int] | None = None, *, shard: tuple[int, int] | None = None) -> Iterator[None]:
         """Hold some members, to train them, or by default what is made of the members, to answer: all of it or a shard.
@@ -374,7 +374,7 @@ class RunFolder:
     @contextmanager
     def alone(self) -> Iterator[None]:
         """Wait until no other process is at the folder's files, and keep them away for a moment."""
-        with _writing(self.path), locks.mutex(self._locks):
+        with writing(self.path), locks.mutex(self._locks):
             yield
 
     def holders(self) -> dict[int | str, str]:
@@ -456,10 +456,10 @@ class RunFolder:
             EnvironmentFault: the config is damaged, and the given one is not what it was.
         """
         self.refuse_newer()
-        # One after the other: of two processes that start the same run, the second finds what the first one wrote.
         versions = {name: metadata.version(name) for name in VERSIONED}
         _sweep(self.path)
-        with _writing(self.path), locks.mutex(self._locks):
+        # One after the other: of two processes that start the same run, the second finds what the first one wrote.
+        with writing(self.path), locks.mutex(self._locks):
             recorded, now = self.recorded(), identity | {f"versions.{name}": versions[name] for name in DECISIVE}
             if "manifest.json" in recorded:
                 # The identity is on record too, for a manifest that is to be made again.
@@ -550,7 +550,12 @@ def _is_as_recorded(path: Path, record: Mapping[str, Any]) -> bool:
 
 
 @contextmanager
-def _writing(path: Path) -> Iterator[None]:
+def writing(path: Path) -> Iterator[None]:
+    """Say of a disk that refuses which file it was.
+
+    Raises:
+        EnvironmentFault: it cannot be written.
+    """
     try:
         yield
     except OSError as error:
@@ -558,7 +563,7 @@ def _writing(path: Path) -> Iterator[None]:
 
 
 def _sweep(folder: Path) -> None:
-    """Remove the temporary files of processes that were killed: a write takes seconds, and these are an hour old."""
+    """Remove temporary files of processes that were killed: a write takes minutes at most, and these are a day old."""
     for part in folder.glob(f"**/.*{TEMPORARY}"):
         with suppress(FileNotFoundError):  # another process has just finished it
             if time.time() - part.stat().st_mtime > LEFT_OVER:

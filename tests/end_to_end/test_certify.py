@@ -178,9 +178,16 @@ def test_a_risk_too_low_is_refused_with_the_labels_needed(base: Path, tmp_path: 
         role: [write_rows(tmp_path / f"{role}.jsonl", rows(count, seed))]
         for seed, (role, count) in enumerate({"train": 4, "validation": 20, "certification": 20, "test": 4}.items())
     }
+    # Solved examples of a set that --data-dir alone tells where to find.
+    (tmp_path / "released").mkdir()
+    choices = [{"text": text, "label": label} for text, label in (("yes", "A"), ("no", "B"))]
+    solved = {"id": "7-980", "question": {"stem": "Is ice cold?", "choices": choices}, "answerKey": "A"}
+    (tmp_path / "released" / "train.jsonl").write_text(json.dumps(solved) + "\n")
+    few_shot = {"few_shot": {"dataset": "openbookqa/train", "count": 1}}
+    given = ("--data-dir", tmp_path / "released")
     run = tmp_path / "run"
-    works("train", write_config(tmp_path, base, data), "--run", run)
-    said = works("certify", run, "--risk", "0.05")
+    works("train", write_config(tmp_path, base, data, prompt=few_shot), "--run", run, *given)
+    said = works("certify", run, "--risk", "0.05", *given)
     assert "Cannot be promised: at most 5% wrong among the answered, at 95% confidence." in said
     assert "even without an error that takes 59 answered questions, and there are 20" in said
 

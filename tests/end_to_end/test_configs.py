@@ -80,7 +80,7 @@ def test_config_runs(
     data = ["--data-dir", request.getfixturevalue("released")] if path.stem.startswith("paper-") else []
     settings = [f"base.model={base}", "base.revision=null", "training.members=2", "training.epochs=1"]
     works("train", path, "--run", tmp_path, *data, *(part for setting in settings for part in ("--set", setting)))
-    works("evaluate", tmp_path, *data)
+    works("evaluate", tmp_path)  # whose questions the run holds itself
     said = works("analyze", tmp_path)
     run = RunFolder(tmp_path)
     config = run.config()
@@ -94,4 +94,4 @@ def test_config_runs(
             assert (p.letter_log_probs is not None) == config.evaluation.fixed_letters
         assert f"{name.dataset}/{name.split}" in said
     if config.data.calibration:
-        assert "ensemble: T = " in works("calibrate", tmp_path, *data)
+        assert "ensemble: T = " in works("calibrate", tmp_path)

@@ -186,6 +186,16 @@ def test_a_step_waits_for_the_one_before(tmp_path: Path) -> None:
         Local(Launch(workers=2), "cpu").run("check", [[init], [init]])
 
 
+def test_bytes_that_are_no_text_hide_no_reason(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Such as a library's message, cut in the middle of a letter."""
+    python = tmp_path / "python"
+    python.write_text("#!/bin/sh\nprintf '\\303\\nripieno: the reason\\n' >&2\nexit 2\n")
+    python.chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(python))
+    with pytest.raises(UserError, match=r"^the reason$"):
+        Local(Launch(workers=1), "cpu").run("train", [[["train"]]])
+
+
 def test_a_killed_worker_is_started_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """By a stand-in for Python that kills itself the first times it is started."""
     python = tmp_path / "python"

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from commands import Experiment, one_line, ripieno, works
 
 from ripieno import Ensemble, planning
@@ -78,6 +79,18 @@ def test_a_variational_ensemble_that_repels_is_planned_too(experiment: Experimen
     repulsion = f'training.repulsion={{"questions": ["{questions}"], "weight": 0.1}}'
     found = planned(experiment.config, "--set", repulsion, "--set", "training.variational={}")
     assert found["training"]["seconds"]["steps"] > 0
+
+
+def test_a_container_that_forbids_to_forget_the_peak_plans_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The peak is then that of the process so far."""
+
+    def refuse(path: Path, text: str) -> int:
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr(Path, "write_text", refuse)
+    with planning._peak(torch.device("cpu")) as peak:
+        pass
+    assert peak.bytes > 1e6
 
 
 def test_a_config_that_does_not_fit_is_said_in_a_line(experiment: Experiment) -> None:

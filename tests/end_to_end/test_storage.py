@@ -10,6 +10,7 @@ from tempfile import TemporaryDirectory
 import fsspec
 import pytest
 from commands import files_of, rows, works, write_config, write_rows
+from fsspec.implementations.local import LocalFileSystem
 
 from ripieno import cli, live
 from ripieno.errors import EnvironmentFault, UserError
@@ -101,6 +102,28 @@ def test_how_far_workers_are_is_seen_here(tmp_path: Path) -> None:
         look()
         assert live.read(here)["member-002"].items() >= {"step": 3, "steps": 9}.items()
     assert live.read(here) == {}
+
+
+def test_two_workers_may_copy_the_same_file_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One copies all of it between the other's write and its rename."""
+    one, two, pipe = Storage(tmp_path.as_uri()), Storage(tmp_path.as_uri()), LocalFileSystem.pipe_file
+
+    def interrupted(fs: LocalFileSystem, path: str, content: bytes) -> None:
+        pipe(fs, path, content)
+        monkeypatch.setattr(LocalFileSystem, "pipe_file", pipe)
+        two.put(content)
+
+    monkeypatch.setattr(LocalFileSystem, "pipe_file", interrupted)
+    assert one.get(one.put(b"the same")) == b"the same"
+
+
+def test_a_file_of_the_home_folder_travels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    write_rows(tmp_path / "train.jsonl", rows(2, 1))
+    config = tmp_path / "a.yaml"
+    config.write_text('{name: a, data: {train: ["~/train.jsonl[0%:50%]"]}}')
+    [[parcel]] = parcels(Storage(URL), tmp_path / "run", [[["train", str(config), "--run", str(tmp_path / "run")]]])
+    assert list(parcel.files) == ["~/train.jsonl"]
 
 
 def test_a_damaged_file_is_not_used(tmp_path: Path) -> None:

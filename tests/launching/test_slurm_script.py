@@ -96,8 +96,8 @@ def test_submitting_keeps_the_script_and_returns_the_id(tmp_path: Path, monkeypa
 
 def test_what_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(UserError, match=r"launch\.workers: on Slurm say how many"):
-        slurm.workers(Launch(on="slurm"))
-    assert slurm.workers(ASKED) == 2
+        assert slurm.Slurm(Launch(on="slurm"), tmp_path).workers
+    assert slurm.Slurm(ASKED, tmp_path).workers == 2
     with pytest.raises(UserError, match=r"launch\.slurm: .*4G\\nrm.* is more than one line"):
         slurm.script("train", COMMANDS, Launch(slurm=Slurm(memory="4G\nrm")), tmp_path)
     monkeypatch.setenv("PATH", str(tmp_path))

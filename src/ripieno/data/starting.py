@@ -10,9 +10,9 @@ from pathlib import Path
 
 from ripieno.data import splits
 from ripieno.data.question import read_rows
-from ripieno.errors import EnvironmentFault, UserError
+from ripieno.errors import UserError
 from ripieno.escaping import terminal_line
-from ripieno.runs import write_atomically
+from ripieno.runs import write_atomically, writing
 
 # Percent of the file. Certification is large, as a promise takes labels; validation says where to draw its line.
 SHARES = {"train": 50, "validation": 15, "calibration": 5, "certification": 20, "test": 10}
@@ -84,10 +84,8 @@ def write(path: Path, started: Start) -> None:
     """
     if path.exists():
         raise UserError(f"{path}: is there already; choose another name with --output")
-    try:
+    with writing(path):
         write_atomically(path, started.yaml.encode())
-    except OSError as error:
-        raise EnvironmentFault(f"{path}: cannot be written ({error.strerror or error})") from error
 
 
 def labels_of(path: Path) -> tuple[str, ...] | None:

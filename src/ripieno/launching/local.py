@@ -85,7 +85,12 @@ class _Process:
     def _start(self) -> None:
         words = [sys.executable, "-m", "ripieno.cli", *self.command]
         self._running = subprocess.Popen(
-            words, env={**os.environ, **self.environment}, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+            words,
+            env={**os.environ, **self.environment},
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            text=True,
+            errors="replace",  # a byte that is no text must not end the listening, on which the process would hang
         )
         assert self._running.stderr is not None
         self._listener = threading.Thread(target=self._listen, args=(self._running.stderr,), daemon=True)

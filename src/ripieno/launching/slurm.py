@@ -17,24 +17,13 @@ from pathlib import Path
 
 from ripieno.config import Launch
 from ripieno.errors import EnvironmentFault, UserError
-from ripieno.runs import write_atomically
+from ripieno.runs import write_atomically, writing
 
 WARNING = 120  # seconds; Slurm looks at its clocks every 30, and a command takes 10 at most to save and end
 TERMINATED = 143  # exit code of a command that SIGTERM stopped; what it did is saved
 # What Slurm's commands say, among other words, of a cluster that is down and of an array that ended some minutes ago.
 _OUT_OF_REACH = ("Unable to contact slurm controller", "Could not establish a configuration source")
 _FORGOTTEN = "Invalid job id specified"
-
-
-def workers(launch: Launch) -> int:
-    """Return how many jobs share out the work.
-
-    Raises:
-        UserError: it is `auto`: nobody here knows the nodes that jobs will get.
-    """
-    if launch.workers == "auto":
-        raise UserError("launch.workers: on Slurm say how many jobs share the work, such as launch.workers=4")
-    return launch.workers
 
 
 def script(name: str, commands: Sequence[Sequence[str]], launch: Launch, folder: Path) -> str:
@@ -114,11 +103,9 @@ def submit(name: str, commands: Sequence[Sequence[str]], launch: Launch, folder:
         EnvironmentFault: there is no Slurm here, it cannot be reached, or the script cannot be written.
     """
     text, path = script(name, commands, launch, folder), folder / "slurm" / f"{name}.sh"
-    try:
+    with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(path, text.encode())
-    except OSError as error:
-        raise EnvironmentFault(f"{path}: cannot be written ({error.strerror or error})") from error
     waits = [] if after is None else [f"--dependency=afterok:{after}", "--kill-on-invalid-dep=yes"]
     done = _slurm("sbatch", "--parsable", *waits, str(path))
     if done.returncode:
@@ -167,8 +154,14 @@ class Slurm:
 
     @property
     def workers(self) -> int:
-        """`launch.workers`; see `workers`."""
-        return workers(self.launch)
+        """`launch.workers`: how many jobs share the work.
+
+        Raises:
+            UserError: it is `auto`: nobody here knows the nodes that jobs will get.
+        """
+        if self.launch.workers == "auto":
+            raise UserError("launch.workers: on Slurm say how many jobs share the work, such as launch.workers=4")
+        return self.launch.workers
 
     def run(self, name: str, steps: Sequence[Sequence[Sequence[str]]]) -> str:
         """Queue commands, a step behind the one before, asking behind a training that is still queued.

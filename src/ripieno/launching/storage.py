@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
+from uuid import uuid4
 
 from fsspec.core import url_to_fs
 from fsspec.implementations.local import LocalFileSystem
@@ -158,8 +159,9 @@ class Storage:
         path = f"{self._root}/{name}"
         self._fs.makedirs(path.rpartition("/")[0], exist_ok=True)
         if isinstance(self._fs, LocalFileSystem):  # others have a file when it is closed, and not before
-            self._fs.pipe_file(f"{path}.part", content)
-            self._fs.mv(f"{path}.part", path)
+            part = f"{path}.{uuid4().hex}.part"  # workers may write the same file at once
+            self._fs.pipe_file(part, content)
+            self._fs.mv(part, path)
         else:
             self._fs.pipe_file(path, content)
 
@@ -211,7 +213,8 @@ def _parcel(storage: Storage, run: Path, command: Sequence[str], name: str, afte
     config = configs.load(command[1], settings) if training else RunFolder(run).config()
     texts = [*_texts(config.model_dump(mode="json")), *command[2:]]
     named = {match["path"] for text in texts if (match := PATH_NAME.fullmatch(text))}
-    files = {path: storage.put(Path(path).expanduser().read_bytes()) for path in sorted(named) if Path(path).is_file()}
+    found = {path: Path(path).expanduser() for path in sorted(named)}
+    files = {path: storage.put(file.read_bytes()) for path, file in found.items() if file.is_file()}
     # What is made of one command is found again by it, after a launcher that died.
     name = f"{name}-{hashlib.sha256(json.dumps(list(command)).encode()).hexdigest()[:8]}"
     return Parcel(storage.url, name, after, tuple(command), run, config.to_yaml(), files)
@@ -290,7 +293,7 @@ def work(do: Callable[[Sequence[str]], None], parcel: Parcel) -> None:
             run.write(run.path / "config.yaml", config.to_yaml())
         (Path(folder) / "config.yaml").write_text(config.to_yaml(), encoding="utf-8")
         words = {str(parcel.run): str(run.path), **{path: str(file) for path, file in there.items()}}
-        command = [_moved(word, words) for word in parcel.command]
+        command = [parcel.command[0], *(_moved(word, words) for word in parcel.command[1:])]
         if command[0] == "train":
             command = ["train", str(Path(folder) / "config.yaml"), *_without_settings(command[2:])]
         with _copied(storage, run, parcel.name):
