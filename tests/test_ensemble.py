@@ -11,11 +11,12 @@ import torch
 
 from families import save_tiny, tiny_model
 from ripieno import Ensemble
-from ripieno.config import Adapter, Compute, FewShot, Prompt
+from ripieno.config import Adapter, Base, Compute, FewShot, Prompt
 from ripieno.data.question import Question
 from ripieno.ensemble import decide, device_of, few_shot_pool
 from ripieno.errors import UserError
 from ripieno.model.adapters import AdapterStack
+from ripieno.model.backbone import load
 
 
 @pytest.fixture(scope="module")
@@ -50,6 +51,14 @@ def test_adapters_answer_together(adapters: list[Path]) -> None:
     assert p.targets.tolist() == [-1, 2]
     with pytest.raises(UserError, match="no questions to answer"):
         ensemble.predict([])
+
+
+def test_the_base_alone_answers_a_few_questions(adapters: list[Path]) -> None:
+    """As `Ensemble.load(run, epoch=0)` does, in one pass however few the questions are."""
+    base = load(Base(model=str(adapters[0].parent / "base")))
+    ensemble = Ensemble.assemble(base, Adapter(targets=("q_proj",)), (), Prompt(template="text"))
+    p = ensemble.predict([Question("a", "Which?", ("one", "two"))])
+    assert (p.probs.shape, p.members) == ((1, 1, 2), (0,))
 
 
 def test_adapters_that_do_not_fit_together_say_why(adapters: list[Path], tmp_path: Path) -> None:

@@ -232,7 +232,7 @@ def decide(compute: Compute, device: torch.device, members: int, step_tokens: in
     Args:
         compute: as configured.
         device: where the base is.
-        members: the ensemble's size.
+        members: the ensemble's size; 0 for the base alone.
         step_tokens: of one member's step; None where it is not known, as for questions yet to come: then a CPU takes
             members in turn, and a GPU together.
     """
@@ -241,7 +241,7 @@ def decide(compute: Compute, device: torch.device, members: int, step_tokens: in
     tokens = step_tokens or (1 if on_gpu else full)
     decided = {
         "device": str(device),
-        "members_per_pass": min(members, math.ceil(full / tokens)),
+        "members_per_pass": min(max(members, 1), math.ceil(full / tokens)),  # the base alone is one too
         "batch_tokens": 8192 if on_gpu else 1024,
     }
     return compute.model_copy(
