@@ -24,13 +24,16 @@ from transformers.pytorch_utils import Conv1D
 from ripieno.config import Adapter, explain, in_turn
 from ripieno.errors import EnvironmentFault, UserError
 from ripieno.model.hub import snapshot
-from ripieno.userfiles import short
+from ripieno.userfiles import quoted, short
 
 _HUB_ID = re.compile(r"\w[\w.-]*/\w[\w.-]*(/\w[\w.-]*)?")
 ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors")
 FUSED_ATTENTION = ("query_key_value", "qkv_proj", "c_attn", "Wqkv", "in_proj")
 PEFT_PREFIX = "base_model.model."
 NOT_PLAIN = ("use_dora", "alora_invocation_tokens", "rank_pattern", "alpha_pattern", "modules_to_save")
+# Starts that leave the base as it is. Others (PiSSA, OLoRA, CorDA, LoftQ, LoRA-GA) take what they put into A and B out
+# of its weights, so that such an adapter belongs to a base that nobody else has.
+BESIDE_THE_BASE = (True, False, "gaussian", "orthogonal", "eva", "mica")
 # A router decides which experts run, an expert sees few tokens: neither is a place for an adapter by default.
 _SPARSE_PARTS = {"gate", "router", "experts", "shared_expert_gate"}
 
@@ -380,6 +383,8 @@ def read_peft_config(folder: Path) -> Adapter:
     path = folder / "adapter_config.json"
     content = _read_json(path)
     odd = [key for key in NOT_PLAIN if content.get(key)]
+    if (start := content.get("init_lora_weights", True)) not in BESIDE_THE_BASE:
+        odd.append(f"init_lora_weights {quoted(start)}")
     if content.get("peft_type") != "LORA" or content.get("bias", "none") != "none" or odd:
         kind = ", ".join(odd) or content.get("peft_type")
         raise UserError(f"{path}: only plain LoRA adapters are read, and this one has {kind}; leave it out")
@@ -429,9 +434,13 @@ def read_base_name(folder: Path) -> str:
     """Return the base that a PEFT folder says it was trained on.
 
     Raises:
+        UserError: it says none.
         EnvironmentFault: adapter_config.json is missing or damaged.
     """
-    return str(_read_json(folder / "adapter_config.json").get("base_model_name_or_path"))
+    path = folder / "adapter_config.json"
+    if not (name := _read_json(path).get("base_model_name_or_path")):
+        raise UserError(f"{path}: names no base; write into base_model_name_or_path which one it was trained on")
+    return str(name)
 
 
 def _read_json(path: Path) -> Mapping[str, Any]:
