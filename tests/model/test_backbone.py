@@ -12,12 +12,15 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor
+from transformers import AutoConfig, AutoModelForCausalLM
 
-from families import byte_level_tokenizer, save_tiny, tiny_model
-from ripieno.config import Base
+from families import FAMILIES, byte_level_tokenizer, save_tiny, tiny_model
+from ripieno.config import Adapter, Base
 from ripieno.errors import EnvironmentFault, UserError
 from ripieno.model import backbone
+from ripieno.model.adapters import AdapterStack, default_targets
 from ripieno.model.backbone import load, locate
+from ripieno.model.scoring import Engine
 
 
 @pytest.fixture
@@ -70,6 +73,23 @@ def test_the_identity_is_what_the_files_hold_not_where_they_lie(tiny: Path, tmp_
 def test_a_model_without_a_longest_input_has_no_limit(tmp_path: Path) -> None:
     assert load(Base(model=str(save_tiny(tmp_path / "bloom", "bloom")))).limit is None
     assert load(Base(model=str(save_tiny(tmp_path / "gpt2", "gpt2")))).limit == 512
+
+
+def test_of_a_model_that_also_reads_images_the_language_model_is_used(tmp_path: Path) -> None:
+    """Gemma 3 from 4B on: its settings are a part of the config, and its image tower has a q_proj and v_proj too."""
+    text = {**FAMILIES["gemma3_text"], "bos_token_id": 1, "eos_token_id": 2, "initializer_range": 0.2}
+    tower = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2}
+    vision = {**tower, "image_size": 28, "patch_size": 14}
+    config = AutoConfig.for_model("gemma3", text_config=text, vision_config=vision, mm_tokens_per_image=4)
+    AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path)
+    byte_level_tokenizer().save_pretrained(tmp_path)
+    base = load(Base(model=str(tmp_path)))
+    assert base.limit == 512
+    stack = AdapterStack(base.model, Adapter(targets=default_targets(base.model)), (0,))
+    assert [name.partition("layers.")[0] for name in stack.layers] == ["model.language_model."] * 4
+    engine = Engine(base, stack, 1024)
+    engine.probe()  # compares with whole sequences
+    assert engine.packed
 
 
 def test_what_is_no_model_is_refused_in_one_line(tiny: Path, tmp_path: Path) -> None:

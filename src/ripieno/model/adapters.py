@@ -10,7 +10,7 @@ import hashlib
 import json
 import math
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -189,8 +189,10 @@ class AdapterStack:
             self.layers[name] = layer
         for target in (target for of_member in config.member_targets for target in of_member):
             if not any(_fits(name, (target,)) for name in self.layers):
-                known = ", ".join(sorted({name.rpartition(".")[2] for name in self.layers}))
-                raise UserError(f"adapter.member_targets: {target!r} is not among adapter.targets, which are {known}")
+                raise UserError(
+                    f"adapter.member_targets: {target!r} is not among adapter.targets, which are "
+                    f"{_last_parts(self.layers)}"
+                )
         # PEFT matches by last part; whole names only where those would take in more layers than are adapted here.
         last_parts = sorted({name.rpartition(".")[2] for name in self.layers})
         fitting = [name for name, m in model.named_modules() if _fits(name, tuple(last_parts))]
@@ -461,16 +463,14 @@ def target_modules(model: nn.Module, targets: str | Sequence[str]) -> list[str]:
     Raises:
         UserError: a name fits no linear layer; those that exist are listed.
     """
-    head = getattr(model, "get_output_embeddings", lambda: None)()
-    linear = {name: m for name, m in model.named_modules() if isinstance(m, nn.Linear | Conv1D) and m is not head}
-    last_parts = sorted({name.rpartition(".")[2] for name in linear})
+    linear = _linear_layers(model)
     if targets == "all-linear":
         return [name for name in linear if not _SPARSE_PARTS.intersection(name.split("."))]
     if targets == "auto":
         targets = default_targets(model)
     for target in targets:
         if not any(_fits(name, (target,)) for name in linear):
-            raise UserError(f"adapter.targets: no linear layer is named {target!r}; there are {', '.join(last_parts)}")
+            raise UserError(f"adapter.targets: no linear layer is named {target!r}; there are {_last_parts(linear)}")
     return [name for name in linear if _fits(name, tuple(targets))]
 
 
@@ -480,14 +480,25 @@ def default_targets(model: nn.Module) -> tuple[str, ...]:
     Raises:
         UserError: the model has neither.
     """
-    linear = [name for name, module in model.named_modules() if isinstance(module, nn.Linear | Conv1D)]
-    last_parts = sorted({name.rpartition(".")[2] for name in linear})
-    if {"q_proj", "v_proj"} <= set(last_parts):
+    linear = _linear_layers(model)
+    last_parts = {name.rpartition(".")[2] for name in linear}
+    if {"q_proj", "v_proj"} <= last_parts:
         return ("q_proj", "v_proj")
     fused = tuple(name for name in FUSED_ATTENTION if name in last_parts)
     if not fused:
-        raise UserError(f"adapter.targets: no attention projection is known here; name some of {', '.join(last_parts)}")
+        raise UserError(f"adapter.targets: no attention projection is known here; name some of {_last_parts(linear)}")
     return fused[:1]
+
+
+def _linear_layers(model: nn.Module) -> list[str]:
+    """Return the names of the language model's linear layers: not its head, and none of what reads images."""
+    head = getattr(model, "get_output_embeddings", lambda: None)()
+    body = set(getattr(model, "get_decoder", lambda: model)().modules())
+    return [n for n, m in model.named_modules() if isinstance(m, nn.Linear | Conv1D) and m in body and m is not head]
+
+
+def _last_parts(names: Iterable[str]) -> str:
+    return ", ".join(sorted({name.rpartition(".")[2] for name in names}))
 
 
 def _fits(name: str, targets: tuple[str, ...]) -> bool:

@@ -48,11 +48,15 @@ class Backbone:
         return device
 
     @property
+    def text_config(self) -> Any:
+        """The library's config of the language model: of one that also reads images it is a part."""
+        return self.model.config.get_text_config()
+
+    @property
     def windows(self) -> dict[str, int | None]:
         """How far back each kind of the model's layers sees: kind -> tokens, None for all."""
-        settings = self.model.config.get_text_config()
-        window = getattr(settings, "sliding_window", None)
-        kinds = getattr(settings, "layer_types", None)
+        window = getattr(self.text_config, "sliding_window", None)
+        kinds = getattr(self.text_config, "layer_types", None)
         if kinds is None:
             kinds = ["full_attention" if window is None else "sliding_attention"]
         return {kind: window if kind == "sliding_attention" else None for kind in dict.fromkeys(kinds)}
@@ -102,7 +106,9 @@ def load(base: config.Base, device: str | torch.device = "cpu") -> Backbone:
         "dtype": base.dtype,
         "trust_remote_code": base.trust_remote_code,
     }
-    return Backbone(model, tokenizer, identity, getattr(model.config, "max_position_embeddings", None))
+    return Backbone(
+        model, tokenizer, identity, getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    )
 
 
 def locate(base: config.Base) -> tuple[Path, str | None]:

@@ -168,7 +168,7 @@ def _read(engine: Engine, groups: Sequence[Sequence[int]], some: Sequence[Window
         place[r, w.first : w.length] = torch.arange(w.row, w.row + w.length - w.first)
     passes = [_Pass(engine, members, batch) for members in groups]
     columns = torch.arange(min(w.first for w in some) - 1, batch.tokens.shape[1] - 1, device=batch.tokens.device)
-    vocabulary = engine.backbone.model.config.get_text_config().vocab_size
+    vocabulary = engine.backbone.text_config.vocab_size
     held = len(some) * max(len(groups[0]), 1) * vocabulary
     for chunk in columns.split(max(1, LOGITS_AT_ONCE // held)):
         targets = batch.tokens[:, chunk + 1]

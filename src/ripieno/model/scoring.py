@@ -90,7 +90,7 @@ class Engine:
         the model is not packed. Run it once before scoring.
         """
         self.packed, self.notice = None, None
-        some = list(trees) or _probing_trees(self.backbone.model.config.vocab_size)
+        some = list(trees) or _probing_trees(self.backbone.text_config.vocab_size)
         branched = self._branched(some)
         self.padded.whole_sequences = branched is None
         if branched is None:
@@ -121,7 +121,7 @@ class Engine:
             return "its attention is its own, not one that the library lets us give"
         if not self.backbone.accepts("logits_to_keep") or all(k.kind != k.VAR_KEYWORD for k in keywords):
             return "it takes no further keywords"
-        if _rope_types(model.config.get_text_config()) & ROPE_OF_PASS:
+        if _rope_types(self.backbone.text_config) & ROPE_OF_PASS:
             return "its positions depend on the longest text of a pass"
         try:
             if not self._packs(self.backbone, self.stack, trees, branched):
@@ -271,6 +271,9 @@ def small_copy(backbone: Backbone) -> Backbone:
     ):
         if hasattr(text, name):
             setattr(text, name, small)
+    for part in (getattr(settings, name) for name in settings.sub_configs):
+        if part is not text and hasattr(part, "num_hidden_layers"):
+            part.num_hidden_layers = 1  # of what reads images, which no text goes through
     text.pad_token_id = text.bos_token_id = text.eos_token_id = None
     with torch.random.fork_rng():
         torch.manual_seed(0)
