@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import socket
 from pathlib import Path
@@ -12,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor
-from transformers import AutoConfig, AutoModelForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM, LlamaForCausalLM
 
 from families import FAMILIES, byte_level_tokenizer, save_tiny, tiny_model
 from ripieno.config import Adapter, Base
@@ -99,6 +100,38 @@ def test_what_is_no_model_is_refused_in_one_line(tiny: Path, tmp_path: Path) -> 
     assert "no safetensors weights" in refused(tmp_path / "empty")
     (tiny / "config.json").unlink()
     assert "cannot be loaded as a causal language model" in refused(tiny)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "said"),
+    [
+        ("quantization_config", {"quant_method": "bitsandbytes", "load_in_4bit": True}, "bitsandbytes"),
+        ("num_attention_heads", 0, "zero"),
+        ("hidden_size", 64, "cannot be loaded as a causal language model"),
+        (
+            "auto_map",
+            {"AutoConfig": "own.Own", "AutoModelForCausalLM": "own.Own"},
+            "base.trust_remote_code true would run",
+        ),
+    ],
+)
+def test_whatever_the_library_raises_is_one_line(tiny: Path, key: str, value: object, said: str) -> None:
+    """A package that is not there, a config that trips it, weights of other shapes, code beside the model."""
+    path = tiny / "config.json"
+    own = {"model_type": "own"} if key == "auto_map" else {}
+    path.write_text(json.dumps({**json.loads(path.read_text()), key: value, **own}))
+    assert said in refused(tiny)
+
+
+def test_a_full_disk_is_not_the_files_fault(tmp_path: Path, empty_cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    write_gguf(tmp_path / "tiny.gguf")
+    monkeypatch.setattr(LlamaForCausalLM, "save_pretrained", full)
+    with pytest.raises(EnvironmentFault, match=r"models: the float32 copy of .* cannot be written \(.*No space left"):
+        load(Base(model=str(tmp_path / "tiny.gguf")))
+    assert not list((empty_cache / "models").glob("*tiny*/"))
 
 
 def test_pickled_weights_are_never_read(tiny: Path) -> None:
