@@ -36,8 +36,6 @@ NOT_PLAIN = ("use_dora", "alora_invocation_tokens", "rank_pattern", "alpha_patte
 BESIDE_THE_BASE = (True, False, "gaussian", "orthogonal", "eva", "mica")
 # A router decides which experts run, an expert sees few tokens: neither is a place for an adapter by default.
 _SPARSE_PARTS = {"gate", "router", "experts", "shared_expert_gate"}
-
-
 MERGED_BYTES = 2**30  # largest copy of the targeted weights that evaluation makes to merge an update into
 
 
@@ -344,10 +342,11 @@ class AdapterStack:
                 f"{folder}: rank {config.rank}, scale {config.scale:g}; the other members have rank "
                 f"{self.config.rank}, scale {self.config.scale:g}; take adapters of one rank and scale"
             )
+        path = folder / "adapter_model.safetensors"
         try:
-            tensors = safetensors.torch.load_file(folder / "adapter_model.safetensors")
+            tensors = safetensors.torch.load_file(path)
         except (OSError, safetensors.SafetensorError) as error:
-            raise EnvironmentFault(f"{folder}/adapter_model.safetensors: missing or damaged ({error})") from error
+            raise damaged(path, error) from error
         self.load(position, tensors, str(folder))
 
     def load(self, position: int, tensors: Mapping[str, Tensor], source: str) -> None:
@@ -404,7 +403,9 @@ def read_peft_config(folder: Path) -> Adapter:
             rslora=content.get("use_rslora", False),
         )
     except ValidationError as error:
-        raise EnvironmentFault(f"{path}: damaged ({explain(error, Adapter)})") from None
+        raise EnvironmentFault(
+            f"{path}: damaged ({explain(error, Adapter)}); take it again from where it came"
+        ) from None
 
 
 def locate(source: str | Path) -> Path:
@@ -449,8 +450,13 @@ def _read_json(path: Path) -> Mapping[str, Any]:
     try:
         content: Mapping[str, Any] = dict(json.loads(path.read_bytes()))
     except (OSError, ValueError, TypeError, RecursionError) as error:
-        raise EnvironmentFault(f"{path}: missing or damaged ({short(error)})") from error
+        raise damaged(path, error) from error
     return content
+
+
+def damaged(path: Path, error: Exception) -> EnvironmentFault:
+    """Return the error of an adapter's file that cannot be read."""
+    return EnvironmentFault(f"{path}: missing or damaged ({short(error)}); take it again from where it came")
 
 
 def target_modules(model: nn.Module, targets: str | Sequence[str]) -> list[str]:

@@ -107,7 +107,7 @@ def read(
     groups = [positions[n : n + members_per_pass] for n in range(0, len(positions), members_per_pass)] or [()]
     table = _Table(M, int(firsts[-1]))
     if progress:
-        progress.bar.total = (progress.bar.total or 0) + M * len(every)
+        progress.expect(M * len(every))
     with torch.inference_mode():
         for part in cut([[w.sequence for w in every]] * max(len(groups[0]), 1), engine.batch_tokens) if every else ():
             _read(engine, groups, every[part], table)

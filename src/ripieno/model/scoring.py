@@ -26,6 +26,7 @@ from ripieno.model.packed import PackedEngine
 from ripieno.model.padded import PaddedEngine
 from ripieno.model.speed import Meter
 from ripieno.model.trees import TokenSequence, TokenTree
+from ripieno.userfiles import short
 
 Normalisation = Literal["sum", "token", "byte"]
 KINDS = {"full_attention", "sliding_attention"}  # of layers that a mask describes
@@ -132,7 +133,7 @@ class Engine:
         except NotServedError as error:
             return f"its attention asks for {error}"
         except Exception as error:  # of whatever a family's own code or a GPU's kernel raises: it then runs padded
-            return f"packed scores cannot be computed ({type(error).__name__}: {' '.join(str(error).split())[:200]})"
+            return f"packed scores cannot be computed ({type(error).__name__}: {short(error)})"
         return None
 
     def _packs(self, backbone: Backbone, stack: AdapterStack | None, trees: Sequence[TokenTree], truth: Tensor) -> bool:

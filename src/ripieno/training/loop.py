@@ -17,6 +17,7 @@ from ripieno.config import Config, in_turn
 from ripieno.data.question import Question, Text
 from ripieno.errors import EnvironmentFault
 from ripieno.model.adapters import AdapterStack
+from ripieno.model.batching import Row
 from ripieno.model.scoring import Engine
 from ripieno.model.speed import Timer
 from ripieno.model.trees import Encoder, TokenSequence, TokenTree
@@ -28,7 +29,6 @@ from ripieno.training.distributed import ALONE, Ranks
 from ripieno.training.variational import Posterior
 
 SPENT = ("questions", "seconds", "tokens")  # of a line of timing.jsonl, what adds up over starts
-Row = TokenTree | TokenSequence
 # A member's validation: positions in the stack -> (NLL, accuracy) each.
 Validate = Callable[[Sequence[int]], list[tuple[float, float]]]
 
