@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
-import pyarrow.parquet as pq
 
 from ripieno import measures, provenance, tokens
 from ripieno.config import Config
 from ripieno.data.kept import keep_questions, questions_of
-from ripieno.data.question import Question, Text, read_texts
+from ripieno.data.question import Text, read_texts
 from ripieno.data.splits import DatasetName
 from ripieno.ensemble import Ensemble, evaluated_sets, few_shot_pool, load_base
 from ripieno.errors import EnvironmentFault, UserError
@@ -191,8 +189,8 @@ def evaluate(
             for epoch, members in answering.items():
                 method = METHOD if epoch else BASE
                 file = run.tokens(name.folder, name.file, method, epoch)
-                inputs = _inputs(run, config, members, questions)
-                if run.whole(file) and json.loads(pq.read_schema(file).metadata[b"ripieno"])["inputs"] == inputs:
+                inputs = provenance.inputs_of_prompts(run, config, questions, members)
+                if run.whole(file) and provenance.header(file)["inputs"] == inputs:
                     keep_questions(run, name, every)
                     found.append(tokens.read_parquet(file))
                     continue
@@ -223,13 +221,6 @@ def measure(found: Tokens) -> list[Measured]:
         ece = measures.ece(found.confidence[rows], found.correct[rows].astype(np.float64))
         measured.append(Measured(what, tokens.summarise(found, rows), ece))
     return measured
-
-
-def _inputs(run: RunFolder, config: Config, members: dict[int, int], questions: Sequence[Question]) -> str:
-    """Return a sha256 of all that decides a file of tokens."""
-    parts = [config.adapter.model_dump(mode="json"), config.prompt.model_dump(mode="json")]
-    how = [config.base.dtype, *parts, config.evaluation.max_tokens, config.evaluation.too_long]
-    return provenance.inputs(run, how, questions, members)
 
 
 # ---- both -----------------------------------------------------------------------------------------------------------
