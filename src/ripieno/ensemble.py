@@ -257,7 +257,10 @@ def load_base(run: RunFolder, base: Base, compute: Compute) -> Backbone:
     """
     backbone = backbones.load(base, device_of(compute))
     if backbone.identity["sha256"] != run.manifest()["base_sha256"]:
-        raise UserError(f"{base.model}: is not the base that {run.path} was trained on (its files differ)")
+        raise UserError(
+            f"base.model {base.model}: is not the base that {run.path} was trained on (its files differ); put the old "
+            "files back, or train another run"
+        )
     return backbone
 
 

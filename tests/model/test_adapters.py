@@ -217,7 +217,10 @@ def test_routers_and_experts_that_are_linear_layers_are_left_out_too() -> None:
     block = nn.ModuleDict({"q_proj": nn.Linear(2, 2), "gate": nn.Linear(2, 2), "router": nn.Linear(2, 2)})
     block["experts"] = nn.ModuleList([nn.ModuleDict({"w1": nn.Linear(2, 2)})])
     assert target_modules(block, "all-linear") == ["q_proj"]
-    assert target_modules(block, ("w1",)) == ["experts.0.w1"]  # by name, whatever a user wants
+    assert target_modules(block, ("gate",)) == ["gate"]  # by name, whatever a user wants
+    # A pass holds the members' tokens in their order, an expert some of all of them.
+    with pytest.raises(UserError, match=r"experts\.0\.w1 is an expert's.*modules that every token passes"):
+        target_modules(block, ("q_proj", "w1"))
 
 
 def test_an_unknown_target_lists_those_that_exist() -> None:

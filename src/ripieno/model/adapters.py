@@ -21,6 +21,7 @@ from pydantic import ValidationError
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
+from ripieno import seeds
 from ripieno.config import Adapter, explain, in_turn
 from ripieno.errors import EnvironmentFault, UserError
 from ripieno.model.hub import snapshot
@@ -75,7 +76,7 @@ class StackedLinear(nn.Module):
         self.scale = scale
         self.dropout = dropout
         self.running = running
-        self.key = int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "big", signed=True)
+        self.key = seeds.key(name)
         self.merged: Tensor | None = None
         self.shift: dict[int, Tensor] = {}  # what a member's A is moved by, outside the graph (training.variational)
         self.A = nn.ParameterList(nn.Parameter(torch.zeros(rank, inside, device=device)) for _ in range(members))
@@ -467,7 +468,7 @@ def target_modules(model: nn.Module, targets: str | Sequence[str]) -> list[str]:
         targets: `auto`, `all-linear`, or names of modules, whole or their last parts.
 
     Raises:
-        UserError: a name fits no linear layer; those that exist are listed.
+        UserError: a name fits no linear layer (those that exist are listed), or one of an expert.
     """
     linear = _linear_layers(model)
     if targets == "all-linear":
@@ -477,7 +478,14 @@ def target_modules(model: nn.Module, targets: str | Sequence[str]) -> list[str]:
     for target in targets:
         if not any(_fits(name, (target,)) for name in linear):
             raise UserError(f"adapter.targets: no linear layer is named {target!r}; there are {_last_parts(linear)}")
-    return [name for name in linear if _fits(name, tuple(targets))]
+    found = [name for name in linear if _fits(name, tuple(targets))]
+    for name in found:
+        if "experts" in name.split("."):
+            raise UserError(
+                f"adapter.targets: {name} is an expert's, whose few tokens do not say which member they are of; name "
+                "modules that every token passes, as all-linear does"
+            )
+    return found
 
 
 def default_targets(model: nn.Module) -> tuple[str, ...]:

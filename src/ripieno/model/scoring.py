@@ -83,7 +83,7 @@ class Engine:
         """Whether each choice runs as one whole sequence."""
         return self.packed is None and self.padded.whole_sequences
 
-    def probe(self, trees: Sequence[TokenTree] = ()) -> None:
+    def probe(self) -> None:
         """Decide how this model is served: packed, padded, or each choice as a whole sequence.
 
         Each way must give the numbers of the next simpler one, on a few questions on the real model, and packed
@@ -91,7 +91,7 @@ class Engine:
         the model is not packed. Run it once before scoring.
         """
         self.packed, self.notice = None, None
-        some = list(trees) or _probing_trees(self.backbone.text_config.vocab_size)
+        some = _probing_trees(self.backbone.text_config.vocab_size)
         branched = self._branched(some)
         self.padded.whole_sequences = branched is None
         if branched is None:
