@@ -72,6 +72,7 @@ class Ensemble:
 
         Raises:
             UserError: there is no run or adapter, or the adapters do not fit together.
+            EnvironmentFault: a file is missing or damaged.
         """
         if isinstance(source, str | Path):
             return cls._of_run(RunFolder(Path(source)), epoch)
@@ -145,7 +146,7 @@ class Ensemble:
             Predictions: `.probs` float64 [M, N, K], 0 where a choice is absent, and `.mask` [N, K].
 
         Raises:
-            UserError: a question is too long, or a letter is not one token.
+            UserError: there are no questions, one is too long, or a letter is not one token.
         """
         asked = self.encode(questions, bare=self.evaluation.unconditional)
         return self.answer(asked, self.positions, progress)
@@ -265,7 +266,11 @@ def load_base(run: RunFolder, base: Base, compute: Compute) -> Backbone:
 
 
 def device_of(compute: Compute) -> str:
-    """Return the device that is asked for; for `auto`, `cuda` where there is one, else `cpu`."""
+    """Return the device that is asked for; for `auto`, `cuda` where there is one, else `cpu`.
+
+    Raises:
+        UserError: it is not at hand.
+    """
     if compute.device == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"
     try:

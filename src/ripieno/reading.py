@@ -199,7 +199,9 @@ def evaluate(
                 limits = config.evaluation.max_tokens, config.evaluation.too_long
                 solved, dropped = ensemble.encoder.solved(questions, *limits)
                 if not solved:
-                    raise UserError(f"{name.written}: every question is over evaluation.max_tokens")
+                    raise UserError(
+                        f"{name.written}: every question is over evaluation.max_tokens; name another with --dataset"
+                    )
                 made = _read(run, config, ensemble, solved, members, progress)
                 about = {"inputs": inputs, "too_long": [question.id for question in dropped]}
                 about = {**provenance.metadata(run, config), **about}

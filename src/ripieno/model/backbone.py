@@ -111,7 +111,12 @@ def load(base: config.Base, device: str | torch.device = "cpu") -> Backbone:
 
 
 def locate(base: config.Base) -> tuple[Path, str | None]:
-    """Return the folder that holds the base, and its commit where it came from the hub."""
+    """Return the folder that holds the base, and its commit where it came from the hub.
+
+    Raises:
+        UserError: there is no such model, or the GGUF file cannot be read.
+        EnvironmentFault: the copy that is made of a GGUF file cannot be written.
+    """
     if base.model in EMBEDDED:
         return _from_gguf(fetch(MODEL) / EMBEDDED[base.model]), None
     if base.model.startswith("embedded:"):

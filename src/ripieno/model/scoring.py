@@ -204,6 +204,9 @@ class Engine:
             trees: N of them.
             batch_tokens: most tokens in a pass; the engine's own for None.
             dropout_seeds: P seeds of dropout masks; None for none.
+
+        Raises:
+            EnvironmentFault: a pass does not fit into memory.
         """
         budget = batch_tokens or self.batch_tokens
         P = max(len(members), 1)
