@@ -19,7 +19,7 @@ from ripieno.decisions import Certified, Decision
 from ripieno.errors import UserError
 from ripieno.measures.shift import FEWEST, Shift
 from ripieno.model import backbone as backbones
-from ripieno.model.adapters import AdapterStack, locate, read_base_name, read_peft_config
+from ripieno.model.adapters import AdapterStack, locate, read_base, read_peft_config
 from ripieno.model.backbone import Backbone
 from ripieno.model.features import read_prompts
 from ripieno.model.prediction import Asked, predict
@@ -79,10 +79,14 @@ class Ensemble:
         folders = [locate(folder) for folder in source]
         if not folders:
             raise UserError("Ensemble.load: give one adapter folder at least")
-        names = {read_base_name(folder) for folder in folders}
-        if len(names) > 1:
-            raise UserError(f"Ensemble.load: these adapters are of different bases: {', '.join(sorted(names))}")
-        backbone = backbones.load(Base(model=names.pop()), device_of(Compute()))
+        bases = {read_base(folder) for folder in folders}
+        if len(bases) > 1:
+            said = sorted(f"{name}@{revision}" if revision else name for name, revision in bases)
+            raise UserError(
+                f"Ensemble.load: these adapters are of different bases: {', '.join(said)}; take those of one"
+            )
+        [(name, revision)] = bases
+        backbone = backbones.load(Base(model=name, revision=revision), device_of(Compute()))
         prompt = prompt or Prompt()
         adapter, members = read_peft_config(folders[0]), range(len(folders))
         ensemble = cls.assemble(backbone, adapter, members, prompt, pool=few_shot_pool(prompt))

@@ -17,7 +17,7 @@ from transformers.pytorch_utils import Conv1D
 from families import FAMILIES, tiny_model
 from ripieno.config import Adapter
 from ripieno.errors import EnvironmentFault, UserError
-from ripieno.model.adapters import AdapterStack, keep_mask, read_base_name, read_peft_config, target_modules
+from ripieno.model.adapters import AdapterStack, keep_mask, read_base, read_peft_config, target_modules
 
 # PEFT 0.21 asks transformers 5.23 for a property by its old name.
 pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
@@ -191,7 +191,7 @@ def test_a_start_that_changes_the_base_is_refused_and_others_read(tmp_path: Path
 def test_an_adapter_that_names_no_base_says_so(tmp_path: Path) -> None:
     (tmp_path / "adapter_config.json").write_text('{"base_model_name_or_path": null}')
     with pytest.raises(UserError, match=r"adapter_config\.json: names no base"):
-        read_base_name(tmp_path)
+        read_base(tmp_path)
 
 
 # Targets

@@ -434,17 +434,18 @@ def locate(source: str | Path) -> Path:
     return folder
 
 
-def read_base_name(folder: Path) -> str:
-    """Return the base that a PEFT folder says it was trained on.
+def read_base(folder: Path) -> tuple[str, str | None]:
+    """Return the base that a PEFT folder says it was trained on: its name, and its revision on the hub where given.
 
     Raises:
         UserError: it says none.
         EnvironmentFault: adapter_config.json is missing or damaged.
     """
     path = folder / "adapter_config.json"
-    if not (name := _read_json(path).get("base_model_name_or_path")):
+    content = _read_json(path)
+    if not (name := content.get("base_model_name_or_path")):
         raise UserError(f"{path}: names no base; write into base_model_name_or_path which one it was trained on")
-    return str(name)
+    return str(name), str(content["revision"]) if content.get("revision") else None
 
 
 def _read_json(path: Path) -> Mapping[str, Any]:
