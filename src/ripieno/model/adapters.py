@@ -109,7 +109,7 @@ class StackedLinear(nn.Module):
                 [torch.addmm(w, f @ self._inside(m).mT, self.B[m].mT, alpha=self.scale) for m, w, f in parts]
             )
         else:
-            A, B = (self._stacked([of(m) for m in members]) for of in (self._inside, self.B.__getitem__))
+            A, B = (_stacked([of(m) for m in members]) for of in (self._inside, self.B.__getitem__))
             of_members = [tensor.view(len(members), -1, tensor.shape[-1]) for tensor in (wide, flat)]
             update = torch.baddbmm(of_members[0], torch.bmm(of_members[1], A.mT), B.mT, alpha=self.scale)
         return update.to(y.dtype).view(y.shape)
@@ -117,10 +117,6 @@ class StackedLinear(nn.Module):
     def _inside(self, m: int) -> Tensor:
         shift = self.shift.get(m)
         return self.A[m] if shift is None else self.A[m] + shift
-
-    def _stacked(self, weights: Sequence[Tensor]) -> Tensor:
-        """Return the running members' weights, stacked: [P, ...]."""
-        return weights[0][None] if len(weights) == 1 else torch.stack(list(weights))
 
     def merge(self, position: int) -> None:
         """Make a copy of the base's weight with a member's update in it; the base's own stays as it is."""
@@ -133,6 +129,11 @@ class StackedLinear(nn.Module):
         assert self.merged is not None
         bias: Any = self.base.bias
         return nn.functional.linear(x, self.merged.mT if isinstance(self.base, Conv1D) else self.merged, bias)
+
+
+def _stacked(weights: Sequence[Tensor]) -> Tensor:
+    """Return the running members' weights, stacked: [P, ...]; one member's without a copy."""
+    return weights[0][None] if len(weights) == 1 else torch.stack(list(weights))
 
 
 def keep_mask(keys: Tensor, width: int, dropout: float) -> Tensor:

@@ -97,7 +97,7 @@ def read(
         texts: of at least one token each.
         limit: the base's longest input in tokens, or None.
         members_per_pass: members that share a forward pass.
-        progress: its total is set to, and it is advanced by, one a member and window.
+        progress: told to expect, and advanced by, one a member and window.
     """
     M = max(len(positions), 1)
     firsts = np.cumsum([0, *(len(text.spans) for text in texts)])
