@@ -11,11 +11,12 @@ import torch
 
 from families import save_tiny, tiny_model
 from ripieno import Ensemble
-from ripieno.config import Adapter, Compute, FewShot, Prompt
+from ripieno.config import Adapter, Base, Compute, FewShot, Prompt
 from ripieno.data.question import Question
 from ripieno.ensemble import decide, device_of, few_shot_pool
 from ripieno.errors import UserError
 from ripieno.model.adapters import AdapterStack
+from ripieno.model.backbone import load
 
 
 @pytest.fixture(scope="module")
@@ -52,13 +53,30 @@ def test_adapters_answer_together(adapters: list[Path]) -> None:
         ensemble.predict([])
 
 
-def test_adapters_that_do_not_fit_together_say_why(adapters: list[Path], tmp_path: Path) -> None:
+def test_the_base_alone_answers_a_few_questions(adapters: list[Path]) -> None:
+    """As `Ensemble.load(run, epoch=0)` does, in one pass however few the questions are."""
+    base = load(Base(model=str(adapters[0].parent / "base")))
+    ensemble = Ensemble.assemble(base, Adapter(targets=("q_proj",)), (), Prompt(template="text"))
+    p = ensemble.predict([Question("a", "Which?", ("one", "two"))])
+    assert (p.probs.shape, p.members) == ((1, 1, 2), (0,))
+
+
+def test_adapters_that_do_not_fit_together_say_why(
+    adapters: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     first = adapters[0]
     with pytest.raises(UserError, match="one adapter folder at least"):
         Ensemble.load([])
     other = changed(first, tmp_path / "base", base_model_name_or_path="another/base")
     with pytest.raises(UserError, match=r"different bases: .*another/base"):
         Ensemble.load([first, other])
+    at = changed(first, tmp_path / "revision", revision="abc")
+    with pytest.raises(UserError, match=r"different bases: .*base, .*base@abc"):
+        Ensemble.load([first, at])
+    monkeypatch.setattr("ripieno.model.backbone.load", lambda base, _: pytest.fail(f"of {base.revision}"))
+    with pytest.raises(pytest.fail.Exception, match="of abc"):  # the commit that it was trained on, not the newest
+        Ensemble.load([at])
+    monkeypatch.undo()
     with pytest.raises(UserError, match=r"rank 2, scale 4; the other members have rank 2, scale 2"):
         Ensemble.load([first, changed(first, tmp_path / "scale", lora_alpha=8)])
     with pytest.raises(UserError, match="its layers are not those of the other members"):

@@ -195,7 +195,7 @@ def test_code_in_a_model_folder_runs_only_where_it_is_asked_for(tiny: Path, tmp_
     except UserError as error:
         assert "\n" not in str(error)  # noqa: PT017 (some of these folders can be read without their code)
     assert not canary.exists()
-    with pytest.raises(Exception):  # noqa: B017, PT011 (of whatever kind: the class is none)
+    with pytest.raises(UserError):  # the class is none
         backbone.load(Base(model=str(folder), trust_remote_code=True))
     assert canary.exists()
 

@@ -19,7 +19,7 @@ from ripieno.decisions import Certified, Decision
 from ripieno.errors import UserError
 from ripieno.measures.shift import FEWEST, Shift
 from ripieno.model import backbone as backbones
-from ripieno.model.adapters import AdapterStack, locate, read_base_name, read_peft_config
+from ripieno.model.adapters import AdapterStack, locate, read_base, read_peft_config
 from ripieno.model.backbone import Backbone
 from ripieno.model.features import read_prompts
 from ripieno.model.prediction import Asked, predict
@@ -72,16 +72,21 @@ class Ensemble:
 
         Raises:
             UserError: there is no run or adapter, or the adapters do not fit together.
+            EnvironmentFault: a file is missing or damaged.
         """
         if isinstance(source, str | Path):
             return cls._of_run(RunFolder(Path(source)), epoch)
         folders = [locate(folder) for folder in source]
         if not folders:
             raise UserError("Ensemble.load: give one adapter folder at least")
-        names = {read_base_name(folder) for folder in folders}
-        if len(names) > 1:
-            raise UserError(f"Ensemble.load: these adapters are of different bases: {', '.join(sorted(names))}")
-        backbone = backbones.load(Base(model=names.pop()), device_of(Compute()))
+        bases = {read_base(folder) for folder in folders}
+        if len(bases) > 1:
+            said = sorted(f"{name}@{revision}" if revision else name for name, revision in bases)
+            raise UserError(
+                f"Ensemble.load: these adapters are of different bases: {', '.join(said)}; take those of one"
+            )
+        [(name, revision)] = bases
+        backbone = backbones.load(Base(model=name, revision=revision), device_of(Compute()))
         prompt = prompt or Prompt()
         adapter, members = read_peft_config(folders[0]), range(len(folders))
         ensemble = cls.assemble(backbone, adapter, members, prompt, pool=few_shot_pool(prompt))
@@ -145,7 +150,7 @@ class Ensemble:
             Predictions: `.probs` float64 [M, N, K], 0 where a choice is absent, and `.mask` [N, K].
 
         Raises:
-            UserError: a question is too long, or a letter is not one token.
+            UserError: there are no questions, one is too long, or a letter is not one token.
         """
         asked = self.encode(questions, bare=self.evaluation.unconditional)
         return self.answer(asked, self.positions, progress)
@@ -234,7 +239,7 @@ def decide(compute: Compute, device: torch.device, members: int, step_tokens: in
     Args:
         compute: as configured.
         device: where the base is.
-        members: the ensemble's size.
+        members: the ensemble's size; 0 for the base alone.
         step_tokens: of one member's step; None where it is not known, as for questions yet to come: then a CPU takes
             members in turn, and a GPU together.
     """
@@ -243,7 +248,7 @@ def decide(compute: Compute, device: torch.device, members: int, step_tokens: in
     tokens = step_tokens or (1 if on_gpu else full)
     decided = {
         "device": str(device),
-        "members_per_pass": min(members, math.ceil(full / tokens)),
+        "members_per_pass": min(max(members, 1), math.ceil(full / tokens)),  # the base alone is one too
         "batch_tokens": 8192 if on_gpu else 1024,
     }
     return compute.model_copy(
@@ -260,13 +265,18 @@ def load_base(run: RunFolder, base: Base, compute: Compute) -> Backbone:
     backbone = backbones.load(base, device_of(compute))
     if backbone.identity["sha256"] != run.manifest()["base_sha256"]:
         raise UserError(
-            f"{base.model}: is not the base that {run.path} was trained on (its files differ); put that one back"
+            f"base.model {base.model}: is not the base that {run.path} was trained on (its files differ); put the old "
+            "files back, or train another run"
         )
     return backbone
 
 
 def device_of(compute: Compute) -> str:
-    """Return the device that is asked for; for `auto`, `cuda` where there is one, else `cpu`."""
+    """Return the device that is asked for; for `auto`, `cuda` where there is one, else `cpu`.
+
+    Raises:
+        UserError: it is not at hand.
+    """
     if compute.device == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"
     try:

@@ -128,7 +128,7 @@ class Part:
         """Whether the file is, made from the same."""
         if not run.whole(self.file):
             return False
-        header = json.loads(pq.read_schema(self.file).metadata[b"ripieno"])
+        header = provenance.header(self.file)
         return all(header[key] == self.about[key] for key in ("inputs", "extras"))
 
 
@@ -288,7 +288,7 @@ def _check_sampling(run: RunFolder, config: Config, sampling: Sampling, epochs: 
         if why := sampling.way.refusal(config, answering[sampling.member], sampling.draws):
             raise UserError(f"{run.path}: --method {sampling.method}: {why}")
         for file in sorted((run.path / "predictions").rglob(f"{sampling.label}-epoch-{epoch:03d}*.parquet")):
-            held = json.loads(pq.read_schema(file).metadata[b"ripieno"]).get("sampling") if run.whole(file) else None
+            held = provenance.header(file).get("sampling") if run.whole(file) else None
             if held not in (None, sampling.about()):
                 raise UserError(
                     f"{file}: holds {held['draws']} draws of member {held['member']}, and all sets must have the same; "
@@ -508,7 +508,7 @@ def _inputs(run: RunFolder, config: Config, job: Job, questions: Sequence[Questi
 
 def _stored(file: Path, inputs: str) -> dict[str, Any] | None:
     """Return what a file of predictions stores beside the choices; None where it was made from other inputs."""
-    header = json.loads(pq.read_schema(file).metadata[b"ripieno"])
+    header = provenance.header(file)
     extras: dict[str, Any] = header["extras"]
     return extras if header["inputs"] == inputs else None
 

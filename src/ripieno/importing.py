@@ -11,7 +11,7 @@ from ripieno.ensemble import assemble, device_of
 from ripieno.errors import UserError
 from ripieno.experiment import assign_roles, resolve, start_run
 from ripieno.model import backbone as backbones
-from ripieno.model.adapters import locate, read_base_name, read_peft_config
+from ripieno.model.adapters import locate, read_base, read_peft_config
 from ripieno.runs import RunFolder
 
 
@@ -41,7 +41,8 @@ def import_adapters(
     run = RunFolder(Path(path or f"runs/{config.name}"))
     folders = [locate(source) for source in sources]
     for folder in folders:
-        if (name := read_base_name(folder)) != config.base.model:
+        name, _ = read_base(folder)
+        if name != config.base.model:
             raise UserError(
                 f"{folder}: is an adapter of {name!r}, and the config's base.model is {config.base.model!r}; name that "
                 "base there, or leave the adapter out"

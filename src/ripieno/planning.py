@@ -29,6 +29,7 @@ from ripieno.ensemble import Ensemble, assemble, device_of
 from ripieno.evaluation import NOISE_QUESTIONS
 from ripieno.model import backbone as backbones
 from ripieno.model.adapters import ADAPTER_FILES
+from ripieno.model.batching import Row
 from ripieno.model.features import read_prompts
 from ripieno.model.packing import shared_fronts
 from ripieno.model.prediction import Asked
@@ -41,7 +42,7 @@ from ripieno.prompt_features import first_by_content
 from ripieno.report.words import counted
 from ripieno.runs import RunFolder
 from ripieno.training import diversity
-from ripieno.training.loop import Examples, Row, Trainer
+from ripieno.training.loop import Examples, Trainer
 
 STEPS_SECONDS, ASKING_SECONDS, PROMPTS_SECONDS = 12.0, 6.0, 3.0  # what is measured of each, about
 FEWEST_STEPS = 2

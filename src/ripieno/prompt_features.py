@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-
-import pyarrow.parquet as pq
 
 from ripieno import features, provenance
 from ripieno.config import Config, TooLong
@@ -68,7 +65,7 @@ def _make(
     """Write the features of a set, where they are not there; return False where this base has none."""
     name, questions = prompt_set.name, prompt_set.questions
     file, inputs = kept.features(name.folder, name.file), _inputs(run, config, prompt_set)
-    if kept.whole(file) and json.loads(pq.read_schema(file).metadata[b"ripieno"])["inputs"] == inputs:
+    if kept.whole(file) and provenance.header(file)["inputs"] == inputs:
         progress.advance(len(questions))
         return True
     progress.describe(f"reading the prompts of {name.written}")

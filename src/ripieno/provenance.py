@@ -5,7 +5,10 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
+
+import pyarrow.parquet as pq
 
 from ripieno.config import Config
 from ripieno.data.prompts import TEMPLATES
@@ -25,6 +28,12 @@ def metadata(run: RunFolder, config: Config) -> dict[str, Any]:
     }
 
 
+def header(file: Path) -> dict[str, Any]:
+    """Return what a parquet file of the run says of itself."""
+    said: dict[str, Any] = json.loads(pq.read_schema(file).metadata[b"ripieno"])
+    return said
+
+
 def inputs(
     run: RunFolder, how: Sequence[Any], questions: Sequence[Question], members: Mapping[int, int] | None = None
 ) -> str:
@@ -40,3 +49,10 @@ def inputs(
     asked = hashlib.sha256(questions_to_parquet(questions)).hexdigest()
     content = [run.manifest()["base_sha256"], how, adapters, asked]
     return hashlib.sha256(json.dumps(content).encode()).hexdigest()
+
+
+def inputs_of_prompts(run: RunFolder, config: Config, questions: Sequence[Question], members: Mapping[int, int]) -> str:
+    """Return `inputs` of questions that members read by the config's prompt, as long as evaluation lets them be."""
+    parts = [config.adapter.model_dump(mode="json"), config.prompt.model_dump(mode="json")]
+    how = [config.base.dtype, *parts, config.evaluation.max_tokens, config.evaluation.too_long]
+    return inputs(run, how, questions, members)

@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
-import pyarrow.parquet as pq
 
 from ripieno import measures, provenance, tokens
 from ripieno.config import Config
 from ripieno.data.kept import keep_questions, questions_of
-from ripieno.data.question import Question, Text, read_texts
+from ripieno.data.question import Text, read_texts
 from ripieno.data.splits import DatasetName
 from ripieno.ensemble import Ensemble, evaluated_sets, few_shot_pool, load_base
 from ripieno.errors import UserError
@@ -189,8 +187,8 @@ def evaluate(
             for epoch, members in answering.items():
                 method = METHOD if epoch else BASE
                 file = run.tokens(name.folder, name.file, method, epoch)
-                inputs = _inputs(run, config, members, questions)
-                if run.whole(file) and json.loads(pq.read_schema(file).metadata[b"ripieno"])["inputs"] == inputs:
+                inputs = provenance.inputs_of_prompts(run, config, questions, members)
+                if run.whole(file) and provenance.header(file)["inputs"] == inputs:
                     keep_questions(run, name, every)
                     found.append(tokens.read_parquet(file))
                     continue
@@ -234,13 +232,6 @@ def said(tables: Sequence[Tokens]) -> Iterator[str]:
             s = measured.summary
             numbers = f"{s.tokens:>9,}{s.nll:>8.3f}{s.perplexity:>12,.1f}{s.accuracy:>10.3f}{measured.ece:>8.3f}"
             yield f"  {measured.what:<16}{numbers}"
-
-
-def _inputs(run: RunFolder, config: Config, members: dict[int, int], questions: Sequence[Question]) -> str:
-    """Return a sha256 of all that decides a file of tokens."""
-    parts = [config.adapter.model_dump(mode="json"), config.prompt.model_dump(mode="json")]
-    how = [config.base.dtype, *parts, config.evaluation.max_tokens, config.evaluation.too_long]
-    return provenance.inputs(run, how, questions, members)
 
 
 # ---- both -----------------------------------------------------------------------------------------------------------

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
@@ -10,10 +9,8 @@ from functools import cache
 from pathlib import Path
 
 import numpy as np
-import pyarrow.parquet as pq
 
 from ripieno import provenance
-from ripieno.config import Config
 from ripieno.data.kept import keep_questions, questions_of
 from ripieno.data.prompts import TEMPLATES
 from ripieno.data.question import Question
@@ -87,7 +84,7 @@ def ask_rotations(
         }
         progress.expect(sum(work.values()))
         for name, questions in sets.items():
-            inputs = _inputs(run, config, questions, members)
+            inputs = provenance.inputs_of_prompts(run, config, questions, members)
             files = _stored(run, name, epoch, inputs)
             if files:
                 progress.advance(work[name])
@@ -171,17 +168,10 @@ def _stored(run: RunFolder, name: DatasetName, epoch: int, inputs: str) -> list[
     file = _file(run, name, epoch, 0)
     if not run.whole(file):
         return []
-    rotations = json.loads(pq.read_schema(file).metadata[b"ripieno"])["rotations"]
+    rotations = provenance.header(file)["rotations"]
     files = [_file(run, name, epoch, rotation) for rotation in range(rotations)]
-    made_from = [json.loads(pq.read_schema(file).metadata[b"ripieno"])["inputs"] for file in files if run.whole(file)]
+    made_from = [provenance.header(file)["inputs"] for file in files if run.whole(file)]
     return files if made_from == [inputs] * rotations else []
-
-
-def _inputs(run: RunFolder, config: Config, questions: Sequence[Question], members: dict[int, int]) -> str:
-    """Return a sha256 of all that decides the files of a set's rotations."""
-    parts = [config.adapter.model_dump(mode="json"), config.prompt.model_dump(mode="json")]
-    how = [config.base.dtype, *parts, config.evaluation.max_tokens, config.evaluation.too_long]
-    return provenance.inputs(run, how, questions, members)
 
 
 def _file(run: RunFolder, name: DatasetName, epoch: int, rotation: int) -> Path:

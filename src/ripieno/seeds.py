@@ -16,6 +16,11 @@ def derive(seed: int, *names: str | int) -> int:
     return int.from_bytes(digest, "big") >> 1
 
 
+def key(name: str) -> int:
+    """Return a name as a 64-bit integer with a sign: what an int64 tensor holds, to be mixed with other keys."""
+    return int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "big", signed=True)
+
+
 def generator(seed: int, *names: str | int) -> np.random.Generator:
     """Return the stream of a named purpose of a seed."""
     return np.random.default_rng(derive(seed, *names))

@@ -61,7 +61,7 @@ def new_world(family: str, adapter: Adapter | None = None, **changes: Any) -> Wo
         for parameter in stack.parameters(position)[1::2]:  # a B of zero would hide what A does
             parameter.data.normal_(0, 0.1, generator=generator)
     engine = Engine(backbone, stack, batch_tokens=100_000)
-    engine.probe(trees()[:2])
+    engine.probe()
     return World(family, backbone, stack, engine)
 
 

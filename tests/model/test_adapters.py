@@ -17,7 +17,7 @@ from transformers.pytorch_utils import Conv1D
 from families import FAMILIES, tiny_model
 from ripieno.config import Adapter
 from ripieno.errors import EnvironmentFault, UserError
-from ripieno.model.adapters import AdapterStack, keep_mask, target_modules
+from ripieno.model.adapters import AdapterStack, keep_mask, read_base, read_peft_config, target_modules
 
 # PEFT 0.21 asks transformers 5.23 for a property by its old name.
 pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
@@ -130,7 +130,13 @@ def test_adapters_of_another_rank_base_or_kind_are_refused(tmp_path: Path) -> No
     with pytest.raises(UserError, match="its layers are not those"):
         new_world("gpt2").stack.load_peft(0, folder)
     config = json.loads((folder / "adapter_config.json").read_text())
-    for change in ({"peft_type": "IA3"}, {"use_dora": True}, {"bias": "all"}, {"target_modules": ".*q_proj"}):
+    for change in (
+        {"peft_type": "IA3"},
+        {"use_dora": True},
+        {"bias": "all"},
+        {"target_modules": ".*q_proj"},
+        {"init_lora_weights": "pissa_niter_4"},
+    ):
         (folder / "adapter_config.json").write_text(json.dumps(config | change))
         with pytest.raises(UserError, match=r"adapter_config\.json"):
             world("llama").stack.load_peft(0, folder)
@@ -166,6 +172,28 @@ def test_a_config_with_other_values_is_damaged(tmp_path: Path, change: dict[str,
         world("llama").stack.load_peft(0, tmp_path)
 
 
+def test_a_start_that_changes_the_base_is_refused_and_others_read(tmp_path: Path) -> None:
+    """PEFT is asked: which of its starts change the weights of the base?"""
+    for start in (True, False, "gaussian", "orthogonal", "mica", "pissa", "olora"):
+        base = tiny_model("llama")
+        before = base.model.layers[0].self_attn.q_proj.weight.clone()
+        config = peft.LoraConfig(r=2, lora_alpha=4, target_modules=["q_proj"], init_lora_weights=start)
+        model = peft.get_peft_model(base, config)
+        after = model.base_model.model.model.layers[0].self_attn.q_proj.base_layer.weight
+        model.peft_config["default"].save_pretrained(tmp_path)
+        if torch.equal(before, after):
+            assert read_peft_config(tmp_path).rank == 2
+        else:
+            with pytest.raises(UserError, match=f"only plain LoRA adapters are read.* init_lora_weights '{start}'"):
+                read_peft_config(tmp_path)
+
+
+def test_an_adapter_that_names_no_base_says_so(tmp_path: Path) -> None:
+    (tmp_path / "adapter_config.json").write_text('{"base_model_name_or_path": null}')
+    with pytest.raises(UserError, match=r"adapter_config\.json: names no base"):
+        read_base(tmp_path)
+
+
 # Targets
 
 
@@ -189,7 +217,10 @@ def test_routers_and_experts_that_are_linear_layers_are_left_out_too() -> None:
     block = nn.ModuleDict({"q_proj": nn.Linear(2, 2), "gate": nn.Linear(2, 2), "router": nn.Linear(2, 2)})
     block["experts"] = nn.ModuleList([nn.ModuleDict({"w1": nn.Linear(2, 2)})])
     assert target_modules(block, "all-linear") == ["q_proj"]
-    assert target_modules(block, ("w1",)) == ["experts.0.w1"]  # by name, whatever a user wants
+    assert target_modules(block, ("gate",)) == ["gate"]  # by name, whatever a user wants
+    # A pass holds the members' tokens in their order, an expert some of all of them.
+    with pytest.raises(UserError, match=r"experts\.0\.w1 is an expert's.*modules that every token passes"):
+        target_modules(block, ("q_proj", "w1"))
 
 
 def test_an_unknown_target_lists_those_that_exist() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import socket
 from pathlib import Path
@@ -12,12 +13,15 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor
+from transformers import AutoConfig, AutoModelForCausalLM, LlamaForCausalLM
 
-from families import byte_level_tokenizer, save_tiny, tiny_model
-from ripieno.config import Base
+from families import FAMILIES, byte_level_tokenizer, save_tiny, tiny_model
+from ripieno.config import Adapter, Base
 from ripieno.errors import EnvironmentFault, UserError
 from ripieno.model import backbone
+from ripieno.model.adapters import AdapterStack, default_targets
 from ripieno.model.backbone import load, locate
+from ripieno.model.scoring import Engine
 
 
 @pytest.fixture
@@ -72,6 +76,23 @@ def test_a_model_without_a_longest_input_has_no_limit(tmp_path: Path) -> None:
     assert load(Base(model=str(save_tiny(tmp_path / "gpt2", "gpt2")))).limit == 512
 
 
+def test_of_a_model_that_also_reads_images_the_language_model_is_used(tmp_path: Path) -> None:
+    """Gemma 3 from 4B on: its settings are a part of the config, and its image tower has a q_proj and v_proj too."""
+    text = {**FAMILIES["gemma3_text"], "bos_token_id": 1, "eos_token_id": 2, "initializer_range": 0.2}
+    tower = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2}
+    vision = {**tower, "image_size": 28, "patch_size": 14}
+    config = AutoConfig.for_model("gemma3", text_config=text, vision_config=vision, mm_tokens_per_image=4)
+    AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path)
+    byte_level_tokenizer().save_pretrained(tmp_path)
+    base = load(Base(model=str(tmp_path)))
+    assert base.limit == 512
+    stack = AdapterStack(base.model, Adapter(targets=default_targets(base.model)), (0,))
+    assert [name.partition("layers.")[0] for name in stack.layers] == ["model.language_model."] * 4
+    engine = Engine(base, stack, 1024)
+    engine.probe()  # compares with whole sequences
+    assert engine.packed
+
+
 def test_what_is_no_model_is_refused_in_one_line(tiny: Path, tmp_path: Path) -> None:
     assert "no folder, no .gguf file" in refused(tmp_path / "absent")
     assert "no folder, no .gguf file" in refused("absent")
@@ -79,6 +100,38 @@ def test_what_is_no_model_is_refused_in_one_line(tiny: Path, tmp_path: Path) -> 
     assert "no safetensors weights" in refused(tmp_path / "empty")
     (tiny / "config.json").unlink()
     assert "cannot be loaded as a causal language model" in refused(tiny)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "said"),
+    [
+        ("quantization_config", {"quant_method": "bitsandbytes", "load_in_4bit": True}, "bitsandbytes"),
+        ("num_attention_heads", 0, "zero"),
+        ("hidden_size", 64, "cannot be loaded as a causal language model"),
+        (
+            "auto_map",
+            {"AutoConfig": "own.Own", "AutoModelForCausalLM": "own.Own"},
+            "base.trust_remote_code true would run",
+        ),
+    ],
+)
+def test_whatever_the_library_raises_is_one_line(tiny: Path, key: str, value: object, said: str) -> None:
+    """A package that is not there, a config that trips it, weights of other shapes, code beside the model."""
+    path = tiny / "config.json"
+    own = {"model_type": "own"} if key == "auto_map" else {}
+    path.write_text(json.dumps({**json.loads(path.read_text()), key: value, **own}))
+    assert said in refused(tiny)
+
+
+def test_a_full_disk_is_not_the_files_fault(tmp_path: Path, empty_cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    write_gguf(tmp_path / "tiny.gguf")
+    monkeypatch.setattr(LlamaForCausalLM, "save_pretrained", full)
+    with pytest.raises(EnvironmentFault, match=r"models: the float32 copy of .* cannot be written \(.*No space left"):
+        load(Base(model=str(tmp_path / "tiny.gguf")))
+    assert not list((empty_cache / "models").glob("*tiny*/"))
 
 
 def test_pickled_weights_are_never_read(tiny: Path) -> None:

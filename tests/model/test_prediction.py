@@ -31,7 +31,7 @@ def ask(
     asked = Asked(QUESTIONS, trees(template))
     prompt = Prompt(template=template, normalisation=normalisation)
     engine = Engine(w.backbone, w.stack, budget)
-    engine.probe(trees(template)[:2])
+    engine.probe()
     return predict(engine, positions, asked, prompt, evaluation or Evaluation(), members_per_pass)
 
 
@@ -131,7 +131,7 @@ def test_unconditional_scores_are_those_after_the_bare_cue(family: str, position
     assert bare[1].branches == encoder.trees(questions, None, "error")[0][1].branches
     w = world(family)
     engine = Engine(w.backbone, w.stack, 60)
-    engine.probe(trees()[:2])
+    engine.probe()
     asked = Asked(questions, encoder.trees(questions, None, "error")[0], bare)
     plainly = Asked(asked.questions, asked.trees)
     prompt, evaluation = Prompt(template="text-listed"), Evaluation(unconditional=True)

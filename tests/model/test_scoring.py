@@ -116,14 +116,10 @@ def test_a_token_ten_places_back_moves_the_scores(family: str) -> None:
 
 @every_family
 def test_probe_packs_where_that_is_right(family: str) -> None:
-    """On the questions at hand, and on those it makes up itself."""
-    w = world(family)
-    engine = Engine(w.backbone, w.stack, 100_000)
-    engine.probe()
-    for probed in (w.engine, engine):
-        assert (probed.packed is not None) == (family in PACKED)
-        assert probed.whole_sequences == (family not in TREES)
-        assert (probed.notice is None) == (family in PACKED)
+    probed = world(family).engine
+    assert (probed.packed is not None) == (family in PACKED)
+    assert probed.whole_sequences == (family not in TREES)
+    assert (probed.notice is None) == (family in PACKED)
 
 
 class Forgetful(GPT2LMHeadModel):
@@ -136,7 +132,7 @@ class Forgetful(GPT2LMHeadModel):
 def test_probe_falls_back_for_a_model_that_does_as_it_likes() -> None:
     model = Forgetful(tiny_model("gpt2").config).eval()
     engine = Engine(Backbone(model, byte_level_tokenizer(), {}, None), None, 100_000)
-    engine.probe(trees())
+    engine.probe()
     assert engine.whole_sequences
     scores = engine.score((), [list(trees())]).choices[0]
     for n, tree in enumerate(trees()):
@@ -267,7 +263,7 @@ def test_bfloat16_base_gives_float32_scores_near_those_of_float32() -> None:
             for parameter in w.stack.parameters(position):
                 parameter.data = parameter.data.float()  # .to() above took the adapters along
         engine = Engine(w.backbone, w.stack, 100_000)
-        engine.probe(trees())
+        engine.probe()
         scores = engine.score((0, 1, 2), rows)
     assert not engine.whole_sequences
     assert scores.choices.dtype == scores.answer.dtype == torch.float32

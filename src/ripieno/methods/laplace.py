@@ -80,8 +80,7 @@ class Laplace(Method):
         trained.load(trained.member)
         # First of all: of adapters that were trained elsewhere it is not known.
         moved = _moved(trained) if self.prior_precision == "marginal_likelihood" else 0.0
-        kind = Kronecker if self.factors == "kronecker" else Diagonal
-        found = kind.fit(self._gradients(trained), self.factor_rank).tensors()
+        found = self._kind.fit(self._gradients(trained), self.factor_rank).tensors()
         posterior = self._posterior(found, trained)
         if self.prior_precision == "marginal_likelihood":
             tau = best_precision(posterior.eigenvalues(), moved)
@@ -129,10 +128,13 @@ class Laplace(Method):
             trained.read += batch.tokens * batch.log_probs.shape[1]
             yield batch
 
+    @property
+    def _kind(self) -> type[Kronecker | Diagonal]:
+        return Kronecker if self.factors == "kronecker" else Diagonal
+
     def _posterior(self, fitted: Fitted, trained: Trained) -> Kronecker | Diagonal:
         device = trained.ensemble.engine.backbone.device
-        kind = Kronecker if self.factors == "kronecker" else Diagonal
-        return kind.of({name: tensor.to(device) for name, tensor in fitted.items()})
+        return self._kind.of({name: tensor.to(device) for name, tensor in fitted.items()})
 
     def _by_validation(self, trained: Trained, posterior: Kronecker | Diagonal) -> float:
         asked, seed = trained.validation, derive(trained.config.training.seed, "laplace validation", trained.member)

@@ -10,7 +10,7 @@ import hashlib
 import json
 import math
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -21,20 +21,22 @@ from pydantic import ValidationError
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
+from ripieno import seeds
 from ripieno.config import Adapter, explain, in_turn
 from ripieno.errors import EnvironmentFault, UserError
 from ripieno.model.hub import snapshot
-from ripieno.userfiles import short
+from ripieno.userfiles import quoted, short
 
 _HUB_ID = re.compile(r"\w[\w.-]*/\w[\w.-]*(/\w[\w.-]*)?")
 ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors")
 FUSED_ATTENTION = ("query_key_value", "qkv_proj", "c_attn", "Wqkv", "in_proj")
 PEFT_PREFIX = "base_model.model."
 NOT_PLAIN = ("use_dora", "alora_invocation_tokens", "rank_pattern", "alpha_pattern", "modules_to_save")
+# Starts that leave the base as it is. Others (PiSSA, OLoRA, CorDA, LoftQ, LoRA-GA) take what they put into A and B out
+# of its weights, so that such an adapter belongs to a base that nobody else has.
+BESIDE_THE_BASE = (True, False, "gaussian", "orthogonal", "eva", "mica")
 # A router decides which experts run, an expert sees few tokens: neither is a place for an adapter by default.
 _SPARSE_PARTS = {"gate", "router", "experts", "shared_expert_gate"}
-
-
 MERGED_BYTES = 2**30  # largest copy of the targeted weights that evaluation makes to merge an update into
 
 
@@ -74,7 +76,7 @@ class StackedLinear(nn.Module):
         self.scale = scale
         self.dropout = dropout
         self.running = running
-        self.key = int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "big", signed=True)
+        self.key = seeds.key(name)
         self.merged: Tensor | None = None
         self.shift: dict[int, Tensor] = {}  # what a member's A is moved by, outside the graph (training.variational)
         self.A = nn.ParameterList(nn.Parameter(torch.zeros(rank, inside, device=device)) for _ in range(members))
@@ -107,7 +109,7 @@ class StackedLinear(nn.Module):
                 [torch.addmm(w, f @ self._inside(m).mT, self.B[m].mT, alpha=self.scale) for m, w, f in parts]
             )
         else:
-            A, B = (self._stacked([of(m) for m in members]) for of in (self._inside, self.B.__getitem__))
+            A, B = (_stacked([of(m) for m in members]) for of in (self._inside, self.B.__getitem__))
             of_members = [tensor.view(len(members), -1, tensor.shape[-1]) for tensor in (wide, flat)]
             update = torch.baddbmm(of_members[0], torch.bmm(of_members[1], A.mT), B.mT, alpha=self.scale)
         return update.to(y.dtype).view(y.shape)
@@ -115,10 +117,6 @@ class StackedLinear(nn.Module):
     def _inside(self, m: int) -> Tensor:
         shift = self.shift.get(m)
         return self.A[m] if shift is None else self.A[m] + shift
-
-    def _stacked(self, weights: Sequence[Tensor]) -> Tensor:
-        """Return the running members' weights, stacked: [P, ...]."""
-        return weights[0][None] if len(weights) == 1 else torch.stack(list(weights))
 
     def merge(self, position: int) -> None:
         """Make a copy of the base's weight with a member's update in it; the base's own stays as it is."""
@@ -131,6 +129,11 @@ class StackedLinear(nn.Module):
         assert self.merged is not None
         bias: Any = self.base.bias
         return nn.functional.linear(x, self.merged.mT if isinstance(self.base, Conv1D) else self.merged, bias)
+
+
+def _stacked(weights: Sequence[Tensor]) -> Tensor:
+    """Return the running members' weights, stacked: [P, ...]; one member's without a copy."""
+    return weights[0][None] if len(weights) == 1 else torch.stack(list(weights))
 
 
 def keep_mask(keys: Tensor, width: int, dropout: float) -> Tensor:
@@ -186,8 +189,10 @@ class AdapterStack:
             self.layers[name] = layer
         for target in (target for of_member in config.member_targets for target in of_member):
             if not any(_fits(name, (target,)) for name in self.layers):
-                known = ", ".join(sorted({name.rpartition(".")[2] for name in self.layers}))
-                raise UserError(f"adapter.member_targets: {target!r} is not among adapter.targets, which are {known}")
+                raise UserError(
+                    f"adapter.member_targets: {target!r} is not among adapter.targets, which are "
+                    f"{_last_parts(self.layers)}"
+                )
         # PEFT matches by last part; whole names only where those would take in more layers than are adapted here.
         last_parts = sorted({name.rpartition(".")[2] for name in self.layers})
         fitting = [name for name, m in model.named_modules() if _fits(name, tuple(last_parts))]
@@ -339,12 +344,11 @@ class AdapterStack:
                 f"{folder}: rank {config.rank}, scale {config.scale:g}; the other members have rank "
                 f"{self.config.rank}, scale {self.config.scale:g}; take adapters of one rank and scale"
             )
+        path = folder / "adapter_model.safetensors"
         try:
-            tensors = safetensors.torch.load_file(folder / "adapter_model.safetensors")
+            tensors = safetensors.torch.load_file(path)
         except (OSError, safetensors.SafetensorError) as error:
-            raise EnvironmentFault(
-                f"{folder}/adapter_model.safetensors: missing or damaged ({error}); take it again from where it came"
-            ) from error
+            raise damaged(path, error) from error
         self.load(position, tensors, str(folder))
 
     def load(self, position: int, tensors: Mapping[str, Tensor], source: str) -> None:
@@ -382,6 +386,8 @@ def read_peft_config(folder: Path) -> Adapter:
     path = folder / "adapter_config.json"
     content = _read_json(path)
     odd = [key for key in NOT_PLAIN if content.get(key)]
+    if (start := content.get("init_lora_weights", True)) not in BESIDE_THE_BASE:
+        odd.append(f"init_lora_weights {quoted(start)}")
     if content.get("peft_type") != "LORA" or content.get("bias", "none") != "none" or odd:
         kind = ", ".join(odd) or content.get("peft_type")
         raise UserError(f"{path}: only plain LoRA adapters are read, and this one has {kind}; leave it out")
@@ -429,23 +435,31 @@ def locate(source: str | Path) -> Path:
     return folder
 
 
-def read_base_name(folder: Path) -> str:
-    """Return the base that a PEFT folder says it was trained on.
+def read_base(folder: Path) -> tuple[str, str | None]:
+    """Return the base that a PEFT folder says it was trained on: its name, and its revision on the hub where given.
 
     Raises:
+        UserError: it says none.
         EnvironmentFault: adapter_config.json is missing or damaged.
     """
-    return str(_read_json(folder / "adapter_config.json").get("base_model_name_or_path"))
+    path = folder / "adapter_config.json"
+    content = _read_json(path)
+    if not (name := content.get("base_model_name_or_path")):
+        raise UserError(f"{path}: names no base; write into base_model_name_or_path which one it was trained on")
+    return str(name), str(content["revision"]) if content.get("revision") else None
 
 
 def _read_json(path: Path) -> Mapping[str, Any]:
     try:
         content: Mapping[str, Any] = dict(json.loads(path.read_bytes()))
     except (OSError, ValueError, TypeError, RecursionError) as error:
-        raise EnvironmentFault(
-            f"{path}: missing or damaged ({short(error)}); take it again from where it came"
-        ) from error
+        raise damaged(path, error) from error
     return content
+
+
+def damaged(path: Path, error: Exception) -> EnvironmentFault:
+    """Return the error of an adapter's file that cannot be read."""
+    return EnvironmentFault(f"{path}: missing or damaged ({short(error)}); take it again from where it came")
 
 
 def target_modules(model: nn.Module, targets: str | Sequence[str]) -> list[str]:
@@ -456,19 +470,24 @@ def target_modules(model: nn.Module, targets: str | Sequence[str]) -> list[str]:
         targets: `auto`, `all-linear`, or names of modules, whole or their last parts.
 
     Raises:
-        UserError: a name fits no linear layer; those that exist are listed.
+        UserError: a name fits no linear layer (those that exist are listed), or one of an expert.
     """
-    head = getattr(model, "get_output_embeddings", lambda: None)()
-    linear = {name: m for name, m in model.named_modules() if isinstance(m, nn.Linear | Conv1D) and m is not head}
-    last_parts = sorted({name.rpartition(".")[2] for name in linear})
+    linear = _linear_layers(model)
     if targets == "all-linear":
         return [name for name in linear if not _SPARSE_PARTS.intersection(name.split("."))]
     if targets == "auto":
         targets = default_targets(model)
     for target in targets:
         if not any(_fits(name, (target,)) for name in linear):
-            raise UserError(f"adapter.targets: no linear layer is named {target!r}; there are {', '.join(last_parts)}")
-    return [name for name in linear if _fits(name, tuple(targets))]
+            raise UserError(f"adapter.targets: no linear layer is named {target!r}; there are {_last_parts(linear)}")
+    found = [name for name in linear if _fits(name, tuple(targets))]
+    for name in found:
+        if "experts" in name.split("."):
+            raise UserError(
+                f"adapter.targets: {name} is an expert's, whose few tokens do not say which member they are of; name "
+                "modules that every token passes, as all-linear does"
+            )
+    return found
 
 
 def default_targets(model: nn.Module) -> tuple[str, ...]:
@@ -477,14 +496,25 @@ def default_targets(model: nn.Module) -> tuple[str, ...]:
     Raises:
         UserError: the model has neither.
     """
-    linear = [name for name, module in model.named_modules() if isinstance(module, nn.Linear | Conv1D)]
-    last_parts = sorted({name.rpartition(".")[2] for name in linear})
-    if {"q_proj", "v_proj"} <= set(last_parts):
+    linear = _linear_layers(model)
+    last_parts = {name.rpartition(".")[2] for name in linear}
+    if {"q_proj", "v_proj"} <= last_parts:
         return ("q_proj", "v_proj")
     fused = tuple(name for name in FUSED_ATTENTION if name in last_parts)
     if not fused:
-        raise UserError(f"adapter.targets: no attention projection is known here; name some of {', '.join(last_parts)}")
+        raise UserError(f"adapter.targets: no attention projection is known here; name some of {_last_parts(linear)}")
     return fused[:1]
+
+
+def _linear_layers(model: nn.Module) -> list[str]:
+    """Return the names of the language model's linear layers: not its head, and none of what reads images."""
+    head = getattr(model, "get_output_embeddings", lambda: None)()
+    body = set(getattr(model, "get_decoder", lambda: model)().modules())
+    return [n for n, m in model.named_modules() if isinstance(m, nn.Linear | Conv1D) and m in body and m is not head]
+
+
+def _last_parts(names: Iterable[str]) -> str:
+    return ", ".join(sorted({name.rpartition(".")[2] for name in names}))
 
 
 def _fits(name: str, targets: tuple[str, ...]) -> bool:

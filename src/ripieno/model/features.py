@@ -45,7 +45,7 @@ def read_prompts(engine: Engine, trees: Sequence[TokenTree], progress: Progress 
         progress: advanced by one a question.
     """
     model = engine.backbone.model
-    budget = min(engine.batch_tokens, LOGITS // model.config.get_text_config().vocab_size)
+    budget = min(engine.batch_tokens, LOGITS // engine.backbone.text_config.vocab_size)
     prompts = [TokenSequence(tree.key, tree.question) for tree in trees]
     by_length = sorted(range(len(prompts)), key=lambda n: prompts[n].length, reverse=True)
     tokens = np.array([prompt.length for prompt in prompts], dtype=np.int64)

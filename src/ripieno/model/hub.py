@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ripieno.errors import UserError
+from ripieno.userfiles import short
 
 
 def snapshot(what: str, repository: str, patterns: Sequence[str], revision: str | None = None) -> Path:
@@ -31,5 +32,6 @@ def snapshot(what: str, repository: str, patterns: Sequence[str], revision: str 
     try:
         return Path(snapshot_download(repository, revision=revision, allow_patterns=list(patterns)))
     except (RepositoryNotFoundError, LocalEntryNotFoundError, HfHubHTTPError, HFValidationError) as error:
-        why = " ".join(str(error).split())
-        raise UserError(f"{what}: no folder here, and not on the hub ({why}); mend the name") from error
+        raise UserError(
+            f"{what}: no folder here, and not on the hub ({short(error)}); check the name and the network"
+        ) from error

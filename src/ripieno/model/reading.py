@@ -97,7 +97,7 @@ def read(
         texts: of at least one token each.
         limit: the base's longest input in tokens, or None.
         members_per_pass: members that share a forward pass.
-        progress: its total is set to, and it is advanced by, one a member and window.
+        progress: told to expect, and advanced by, one a member and window.
     """
     M = max(len(positions), 1)
     firsts = np.cumsum([0, *(len(text.spans) for text in texts)])
@@ -107,7 +107,7 @@ def read(
     groups = [positions[n : n + members_per_pass] for n in range(0, len(positions), members_per_pass)] or [()]
     table = _Table(M, int(firsts[-1]))
     if progress:
-        progress.bar.total = (progress.bar.total or 0) + M * len(every)
+        progress.expect(M * len(every))
     with torch.inference_mode():
         for part in cut([[w.sequence for w in every]] * max(len(groups[0]), 1), engine.batch_tokens) if every else ():
             _read(engine, groups, every[part], table)
@@ -168,7 +168,7 @@ def _read(engine: Engine, groups: Sequence[Sequence[int]], some: Sequence[Window
         place[r, w.first : w.length] = torch.arange(w.row, w.row + w.length - w.first)
     passes = [_Pass(engine, members, batch) for members in groups]
     columns = torch.arange(min(w.first for w in some) - 1, batch.tokens.shape[1] - 1, device=batch.tokens.device)
-    vocabulary = engine.backbone.model.config.get_text_config().vocab_size
+    vocabulary = engine.backbone.text_config.vocab_size
     held = len(some) * max(len(groups[0]), 1) * vocabulary
     for chunk in columns.split(max(1, LOGITS_AT_ONCE // held)):
         targets = batch.tokens[:, chunk + 1]

@@ -26,6 +26,7 @@ from ripieno.model.packed import PackedEngine
 from ripieno.model.padded import PaddedEngine
 from ripieno.model.speed import Meter
 from ripieno.model.trees import TokenSequence, TokenTree
+from ripieno.userfiles import short
 
 Normalisation = Literal["sum", "token", "byte"]
 KINDS = {"full_attention", "sliding_attention"}  # of layers that a mask describes
@@ -82,7 +83,7 @@ class Engine:
         """Whether each choice runs as one whole sequence."""
         return self.packed is None and self.padded.whole_sequences
 
-    def probe(self, trees: Sequence[TokenTree] = ()) -> None:
+    def probe(self) -> None:
         """Decide how this model is served: packed, padded, or each choice as a whole sequence.
 
         Each way must give the numbers of the next simpler one, on a few questions on the real model, and packed
@@ -90,7 +91,7 @@ class Engine:
         the model is not packed. Run it once before scoring.
         """
         self.packed, self.notice = None, None
-        some = list(trees) or _probing_trees(self.backbone.model.config.vocab_size)
+        some = _probing_trees(self.backbone.text_config.vocab_size)
         branched = self._branched(some)
         self.padded.whole_sequences = branched is None
         if branched is None:
@@ -121,7 +122,7 @@ class Engine:
             return "its attention is its own, not one that the library lets us give"
         if not self.backbone.accepts("logits_to_keep") or all(k.kind != k.VAR_KEYWORD for k in keywords):
             return "it takes no further keywords"
-        if _rope_types(model.config.get_text_config()) & ROPE_OF_PASS:
+        if _rope_types(self.backbone.text_config) & ROPE_OF_PASS:
             return "its positions depend on the longest text of a pass"
         try:
             if not self._packs(self.backbone, self.stack, trees, branched):
@@ -132,7 +133,7 @@ class Engine:
         except NotServedError as error:
             return f"its attention asks for {error}"
         except Exception as error:  # of whatever a family's own code or a GPU's kernel raises: it then runs padded
-            return f"packed scores cannot be computed ({type(error).__name__}: {' '.join(str(error).split())[:200]})"
+            return f"packed scores cannot be computed ({type(error).__name__}: {short(error)})"
         return None
 
     def _packs(self, backbone: Backbone, stack: AdapterStack | None, trees: Sequence[TokenTree], truth: Tensor) -> bool:
@@ -203,6 +204,9 @@ class Engine:
             trees: N of them.
             batch_tokens: most tokens in a pass; the engine's own for None.
             dropout_seeds: P seeds of dropout masks; None for none.
+
+        Raises:
+            EnvironmentFault: a pass does not fit into memory.
         """
         budget = batch_tokens or self.batch_tokens
         P = max(len(members), 1)
@@ -271,6 +275,9 @@ def small_copy(backbone: Backbone) -> Backbone:
     ):
         if hasattr(text, name):
             setattr(text, name, small)
+    for part in (getattr(settings, name) for name in settings.sub_configs):
+        if part is not text and hasattr(part, "num_hidden_layers"):
+            part.num_hidden_layers = 1  # of what reads images, which no text goes through
     text.pad_token_id = text.bos_token_id = text.eos_token_id = None
     with torch.random.fork_rng():
         torch.manual_seed(0)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass, field
 from functools import cached_property
+from typing import Any
 
 import torch
 from torch import nn
@@ -13,7 +14,7 @@ from transformers.pytorch_utils import Conv1D
 from ripieno.model.backbone import Backbone
 
 MEASURED_SECONDS = 0.2
-MEASURED_TOKENS = 512
+MEASURED_TOKENS = 512  # of each product: enough to fill a device
 
 
 @dataclass
@@ -47,19 +48,23 @@ class Meter:
         return 2.0 * (tokens * body + scored * head)
 
     @cached_property
+    def _linear(self) -> tuple[list[Any], Any]:
+        """The language model's linear layers, and its output layer apart: None where its class names none."""
+        model = self.backbone.model
+        head = getattr(model, "get_output_embeddings", lambda: None)()
+        return [m for m in model.get_decoder().modules() if isinstance(m, nn.Linear | Conv1D) and m is not head], head
+
+    @cached_property
     def _weights(self) -> tuple[int, int]:
-        """Weights of the linear layers, those of the output layer apart."""
-        output = getattr(self.backbone.model, "get_output_embeddings", lambda: None)()
-        linear = [m for m in self.backbone.model.modules() if isinstance(m, nn.Linear | Conv1D)]
-        head = 0 if output is None else output.weight.numel()
-        return sum(m.weight.numel() for m in linear if m is not output), head
+        """Weights of those layers, and of the output layer."""
+        body, head = self._linear
+        return sum(m.weight.numel() for m in body), 0 if head is None else head.weight.numel()
 
     @cached_property
     def matrix_rate(self) -> float:
         """Operations a second of plain products of the base's largest layer, measured for a fifth of a second."""
-        output = getattr(self.backbone.model, "get_output_embeddings", lambda: None)()
-        linear = [m for m in self.backbone.model.modules() if isinstance(m, nn.Linear | Conv1D) and m is not output]
-        weight = max((m.weight.mT if isinstance(m, Conv1D) else m.weight for m in linear), key=torch.Tensor.numel)
+        layers, _ = self._linear
+        weight = max((m.weight.mT if isinstance(m, Conv1D) else m.weight for m in layers), key=torch.Tensor.numel)
         x = torch.ones(MEASURED_TOKENS, weight.shape[1], device=weight.device, dtype=weight.dtype)
         with torch.inference_mode():
             nn.functional.linear(x, weight)

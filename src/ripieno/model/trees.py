@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -11,6 +10,7 @@ from ripieno.config import Prompt, TemplateName, TooLong
 from ripieno.data.prompts import TEMPLATES, Filled, few_shot_examples
 from ripieno.data.question import Question, Text
 from ripieno.errors import UserError
+from ripieno.seeds import key
 
 FIXED_LETTERS = 5  # the paper's a to e
 
@@ -240,7 +240,7 @@ class Encoder:
         if shared == 0 or not all(branches):
             raise UserError(f"question {question.id!r}: its prompt and a choice leave no tokens to score")
         return TokenTree(
-            key=_key(question.id),
+            key=key(question.id),
             question=tuple(whole[0][:shared]),
             branches=branches,
             choice_bytes=tuple(len(choice.encode()) for choice in question.choices),
@@ -250,7 +250,7 @@ class Encoder:
 
     def _solved(self, question: Question) -> TokenSequence:
         solved = self._with_answer(question, self._filled(question))
-        return TokenSequence(_key(question.id), tuple(self._encode(solved) + self._end()))
+        return TokenSequence(key(question.id), tuple(self._encode(solved) + self._end()))
 
     def _with_answer(self, question: Question, filled: Filled) -> str:
         if question.answer is None:
@@ -291,7 +291,7 @@ class Encoder:
 
     def _text(self, row: Text) -> TokenSequence:
         end = [] if self.tokenizer.eos_token_id is None else [self.tokenizer.eos_token_id]
-        return TokenSequence(_key(row.id), tuple(self._encode(row.text) + end))
+        return TokenSequence(key(row.id), tuple(self._encode(row.text) + end))
 
     def _fill(self, question: Question) -> Filled:
         alphabet = self.template.letters
@@ -371,7 +371,3 @@ def _shared_front(rows: Sequence[Sequence[int]]) -> int:
 
 def _without_words(question: Question, words: list[str], cut: int) -> Question:
     return replace(question, context=" ".join(words[cut:]) or None)
-
-
-def _key(row: str) -> int:
-    return int.from_bytes(hashlib.sha256(row.encode()).digest()[:8], "big", signed=True)

@@ -17,6 +17,7 @@ from ripieno.config import Config, in_turn
 from ripieno.data.question import Question, Text
 from ripieno.errors import EnvironmentFault
 from ripieno.model.adapters import AdapterStack
+from ripieno.model.batching import Row
 from ripieno.model.scoring import Engine
 from ripieno.model.speed import Timer
 from ripieno.model.trees import Encoder, TokenSequence, TokenTree
@@ -28,7 +29,6 @@ from ripieno.training.distributed import ALONE, Ranks
 from ripieno.training.variational import Posterior
 
 SPENT = ("questions", "seconds", "tokens")  # of a line of timing.jsonl, what adds up over starts
-Row = TokenTree | TokenSequence
 # A member's validation: positions in the stack -> (NLL, accuracy) each.
 Validate = Callable[[Sequence[int]], list[tuple[float, float]]]
 
@@ -253,11 +253,12 @@ class Trainer:
         assert isinstance(per_pass, int)
         rows = {p: self.examples.epoch(self.stack.members[p], epoch) for p in running}
         alive = list(running)
-        for first in range(0, len(self.examples.rows), training.batch_size):
+        for number in range(self.per_epoch):
+            first = number * training.batch_size
             batch = {
                 p: rows[p][first : first + training.batch_size]
                 for p in alive
-                if done[p] <= first // training.batch_size  # else an earlier start took this step
+                if done[p] <= number  # else an earlier start took this step
             }
             values: dict[int, float] = {}
             groups = _groups(list(batch), per_pass)
@@ -279,20 +280,14 @@ class Trainer:
                 self._note(epoch, [p for p in alive if p in batch])
             if not alive:
                 break
-            taken = first // training.batch_size + 1
+            taken = number + 1
             due = training.save_every and taken % training.save_every == 0
             interrupted = taken < self.per_epoch and self._interrupted()
             if batch and taken < self.per_epoch and (due or interrupted):
                 self._save([p for p in alive if p in batch], self._shares(self._line(timer, questions), len(batch)))
             if interrupted:
                 return
-        for p in list(alive):
-            with torch.no_grad():  # a last step that broke the weights has no next loss to show it
-                shortest = min(rows[p], key=lambda row: (row.length < 2, row.read))  # a single token predicts none
-                after = self._loss([p], [[shortest]]).item()
-            if not math.isfinite(after):
-                self._stop(p, epoch, None, f"its loss ({after:g}) is not finite after step {self.steps[p]}")
-                alive.remove(p)
+        alive = [p for p in alive if self._is_sound(p, epoch, rows[p])]
         if alive:
             took = [p for p in running if self.steps[p] > before[p] or self.work[p]]
             if took:  # else an earlier start took all steps, and said so
@@ -303,6 +298,15 @@ class Trainer:
             if self._interrupted():
                 return
         self._finish(epoch, alive)
+
+    def _is_sound(self, p: int, epoch: int, rows: Sequence[Row]) -> bool:
+        """Whether a member's last step of an epoch, whose loss nobody sees, left its weights sound; else stop it."""
+        shortest = min(rows, key=lambda row: (row.length < 2, row.read))  # a single token predicts none
+        with torch.no_grad():
+            loss = self._loss([p], [[shortest]]).item()
+        if not math.isfinite(loss):
+            self._stop(p, epoch, None, f"its loss ({loss:g}) is not finite after step {self.steps[p]}")
+        return math.isfinite(loss)
 
     def _gradients(self, batch: dict[int, list[Row]], drive: diversity.Drive | None) -> dict[int, float]:
         """Give members of one pass their gradients, each over its own batch; return each one's loss.

@@ -1,4 +1,4 @@
-"""Losses: what a step of training minimises, each a sum over questions with the count to divide it by."""
+"""Losses: what a step of training minimises, each a sum over a member's rows, which the loop divides by their count."""
 
 from __future__ import annotations
 

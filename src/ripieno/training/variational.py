@@ -23,8 +23,7 @@ import torch
 from torch import Tensor
 
 from ripieno.config import Variational
-from ripieno.errors import EnvironmentFault
-from ripieno.model.adapters import AdapterStack
+from ripieno.model.adapters import AdapterStack, damaged
 from ripieno.seeds import derive
 
 STD_FILE = "adapter_std.safetensors"  # beside the PEFT folder's two files, which hold the means
@@ -97,15 +96,6 @@ class Posterior:
             root -= rate * (2 * root**3 / variance - 2 / root) * self._own(position, name)
             mean -= rate * mean / variance
 
-    def divergence(self, position: int) -> Tensor:
-        """Return KL(q || prior) of a member, in nats."""
-        s, parts = self.settings.prior_std, []
-        for name, layer in self.stack.layers.items():
-            mean, std = layer.A[position], self.roots[position][name] ** 2
-            of_weights = math.log(s) - std.log() + (std**2 + mean**2) / (2 * s**2) - 0.5
-            parts.append((of_weights * self._own(position, name)).sum())
-        return torch.stack(parts).sum()
-
     def std(self, position: int) -> bytes:
         """Return the file of a member's standard deviations, [r, in] by layer."""
         roots = self.roots[position].items()
@@ -122,6 +112,4 @@ def read_std(folder: Path) -> Mapping[str, Tensor]:
     try:
         return dict(safetensors.torch.load_file(folder / STD_FILE))
     except (OSError, safetensors.SafetensorError) as error:
-        raise EnvironmentFault(
-            f"{folder / STD_FILE}: missing or damaged ({error}); take it from a copy of the run"
-        ) from error
+        raise damaged(folder / STD_FILE, error) from error
