@@ -29,6 +29,7 @@ from ripieno.predictions import Predictions
 from ripieno.report import explorer
 from ripieno.report.build import Summary, build, build_comparison, write_tables
 from ripieno.report.promise import CertifiedRun
+from ripieno.report.words import counted
 from ripieno.runs import BASE, METHOD, RunFolder, failed_members, sha256_of
 
 
@@ -92,7 +93,7 @@ def compare(
         )
     first, second = (replace(summary, name=name) for summary, name in zip(summaries, names, strict=True))
     analyses = read_analysis(run), others.analyze(costs=costs, bins=bins)
-    page = run.report / f"compare-{other.path.name}.html"
+    page = run.report / f"compare-{other.path.absolute().name}.html"  # "." has no name
     run.write(page, build_comparison(first, second, analyses, comparisons))
     return page, comparisons
 
@@ -280,13 +281,15 @@ def _dropped(manifest: Mapping[str, Any], evaluated: Sequence[Predictions]) -> l
     lines = []
     for role in dict.fromkeys(drop["role"] for drop in overlap):
         count = sum(drop["role"] == role for drop in overlap)
-        lines.append(f"{count} questions were left out of {role}, because a later role asks them too.")
-    lines += [f"{len(ids)} questions of {role} were left out as too long." for role, ids in too_long.items() if ids]
+        lines.append(f"{_were(count)} left out of {role}, because a later role asks the same.")
+    lines += [f"{_were(len(ids))} left out of {role} as too long." for role, ids in too_long.items() if ids]
     evaluated_too_long = {p.name: len(p.metadata.get("too_long", ())) for p in evaluated}
-    lines += [
-        f"{count} questions of {name} were left out as too long." for name, count in evaluated_too_long.items() if count
-    ]
+    lines += [f"{_were(count)} left out of {name} as too long." for name, count in evaluated_too_long.items() if count]
     return lines
+
+
+def _were(count: int) -> str:
+    return f"{counted(count, 'question')} {'was' if count == 1 else 'were'}"
 
 
 def notes(run: RunFolder) -> list[str]:
@@ -298,8 +301,8 @@ def notes(run: RunFolder) -> list[str]:
     trained = {(n.dataset, n.splits) for n in map(DatasetName.parse, config.data.train)}
     if any((n.dataset, n.splits) in trained for n in map(DatasetName.parse, config.data.test)):
         said.append(
-            "Training and in-domain test questions are drawn from one released split, so the test set is as like the "
-            "training set as can be; questions from elsewhere will be answered less well."
+            "Training and in-domain test questions are drawn from one file or released split, so the test set is as "
+            "like the training set as can be; questions from elsewhere will be answered less well."
         )
     adapter, training = config.adapter, config.training
     if not (
