@@ -89,7 +89,7 @@
     for (let j = start; j < start + ids.length; j++) below += entropy[j] < entropy[i];
     const share = below / (ids.length - 1);
     const how = share > 0.5 ? `less sure than on ${percent(share)}` : `surer than on ${percent(1 - share)}`;
-    const than = ids.length > 1 ? `: ${how} of this set's questions` : "";
+    const than = ids.length > 1 ? `; ${how} of this set's questions` : "";
     const apart = q.set.members.length > 1 ? (all.values.mutual_information?.[i] ?? null) : null;
     return oneQuestion.doubt(entropy[i], apart, all.size[i], than);
   }

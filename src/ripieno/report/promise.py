@@ -116,6 +116,9 @@ def tell(certified: CertifiedRun, sets: Sequence[EvaluatedSet], last: Sequence[P
         f"It answers {certificate.rule.when(promise.threshold)}: {percent(promise.coverage)} of the "
         f"{counted(promise.questions, 'certification question')}, {promise.errors} of these wrong."
     ]
+    points.append(
+        "That line is drawn for the promise; other lines on this page, such as the cheapest, promise nothing."
+    )
     for s, p in certified.shown(sets, last):
         found = _held_out(certificate, promise, s, p)
         if found is not None and found.answered:
