@@ -37,6 +37,7 @@ from ripieno.model.scoring import Engine
 from ripieno.model.trees import Encoder, TokenTree
 from ripieno.parquet import read_parquet
 from ripieno.predictions import Predictions
+from ripieno.report.run import load as load_evidence
 from ripieno.runs import RunFolder
 from ripieno.training.loop import Trainer
 
@@ -274,6 +275,22 @@ def test_what_is_missing_or_damaged_is_named_before_anything_is_said(experiment:
     works("report", run)
     measured = {row["dataset"] for row in table((run / "report" / "metrics.json").read_text())}
     assert measured == {experiment.folder("test")}
+
+
+def test_a_run_can_be_analysed_where_its_files_are_not(experiment: Experiment) -> None:
+    run = RunFolder(experiment.path)
+    there = load_evidence(run)
+    files = [Path(source["name"]) for source in run.manifest()["sources"]]
+    for file in files:
+        file.rename(f"{file}.gone")
+    try:
+        alone = load_evidence(run)
+    finally:
+        for file in files:
+            Path(f"{file}.gone").rename(file)
+    assert (alone.in_domain, alone.out_of_domain) == (there.in_domain, there.out_of_domain)
+    assert alone.about.keys() == there.about.keys()
+    assert len(alone.predictions) == len(there.predictions) > 0
 
 
 def test_a_run_that_is_not_there_is_named_before_a_report_is_written(experiment: Experiment, tmp_path: Path) -> None:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from ripieno.config import Config
@@ -17,6 +18,17 @@ def keep_questions(run: RunFolder, name: DatasetName, questions: Sequence[Questi
     file = run.questions(name.folder, name.file)
     if not run.whole(file):
         run.write(file, questions_to_parquet(questions))
+
+
+def names_of(run: RunFolder, written: Iterable[str]) -> list[DatasetName]:
+    """Return data sets as a run knows them: a file by the sum on record, wherever it is by now and whatever it holds.
+
+    Raises:
+        UserError: one is no name of a data set.
+    """
+    recorded = {source["name"]: source["sha256"] for source in run.manifest()["sources"]}
+    names = map(DatasetName.parse, written)
+    return [name if name.path is None else replace(name, sha256=recorded.get(str(name.path))) for name in names]
 
 
 def kept_questions(run: RunFolder, name: DatasetName) -> list[Question]:
