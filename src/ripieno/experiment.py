@@ -17,7 +17,7 @@ from ripieno import config as configs
 from ripieno import forking, measures, tracking
 from ripieno.config import Config
 from ripieno.data import splits
-from ripieno.data.kept import keep_questions
+from ripieno.data.kept import keep_questions, names_of
 from ripieno.data.matching import match_questions
 from ripieno.data.question import Question, Text
 from ripieno.data.splits import DatasetName, Roles
@@ -292,7 +292,7 @@ def calibrate(run: RunFolder, *, data_dir: Path | None = None, progress: Progres
     evaluate(run, config.data.calibration, [0, config.training.epochs], data_dir=data_dir, progress=progress)
     temperatures: dict[str, float] = {}
     for method, epoch in ((BASE, 0), (METHOD, config.training.epochs)):
-        names = map(DatasetName.parse, config.data.calibration)
+        names = names_of(run, config.data.calibration)
         files = [run.predictions(name.folder, name.file, method, epoch) for name in names]
         p = concatenate([part for file in files for part in read_parquet(file)])
         if not p.labelled.any():

@@ -21,14 +21,25 @@ def keep_questions(run: RunFolder, name: DatasetName, questions: Sequence[Questi
 
 
 def names_of(run: RunFolder, written: Iterable[str]) -> list[DatasetName]:
-    """Return data sets as a run knows them: a file by the sum on record, wherever it is by now and whatever it holds.
+    """Return names of data sets as a run knows them.
+
+    A user's file is named by its sum. Of a set that plays a role in the run that is the sum on record: its questions
+    are kept, wherever the file is by now, and whatever was added to it.
 
     Raises:
         UserError: one is no name of a data set.
     """
-    recorded = {source["name"]: source["sha256"] for source in run.manifest()["sources"]}
-    names = map(DatasetName.parse, written)
-    return [name if name.path is None else replace(name, sha256=recorded.get(str(name.path))) for name in names]
+    return [_as_recorded(run, DatasetName.parse(text)) for text in written]
+
+
+def _as_recorded(run: RunFolder, name: DatasetName) -> DatasetName:
+    if name.path is None:
+        return name
+    manifest = run.manifest()
+    if not any(name.written in sets for sets in manifest["counts"].values()):
+        return name
+    sums = {source["name"]: source["sha256"] for source in manifest["sources"]}
+    return replace(name, sha256=sums.get(str(name.path)))
 
 
 def kept_questions(run: RunFolder, name: DatasetName) -> list[Question]:
@@ -37,6 +48,7 @@ def kept_questions(run: RunFolder, name: DatasetName) -> list[Question]:
     Raises:
         EnvironmentFault: they were written, and are missing or damaged.
     """
+    name = _as_recorded(run, name)
     file = run.questions(name.folder, name.file)
     return read_questions(file) if run.holds(file) else []
 
