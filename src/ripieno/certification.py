@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ripieno import decisions
-from ripieno.data.kept import questions_of
+from ripieno.data.kept import names_of, questions_of
 from ripieno.data.question import Question, content_key, read_questions
 from ripieno.data.splits import DatasetName
 from ripieno.ensemble import Ensemble, assemble, load_base
@@ -70,7 +70,7 @@ def certify(
         return kept
     names = {role: list(dict.fromkeys(getattr(data, role))) for role in ("validation", "calibration", "certification")}
     asked_sets = list(dict.fromkeys(name for of_role in names.values() for name in of_role))
-    own = [DatasetName.parse(name) for name in names["certification"]]
+    own = names_of(run, names["certification"])
     questions = {name: questions_of(run, config, name, data_dir) for name in own}
     choices = _choices(run, by, questions)
     progress = progress or Progress(quiet=True)

@@ -12,6 +12,7 @@ import torch
 
 from ripieno import decisions
 from ripieno.config import Adapter, Base, Compute, Config, Data, Evaluation, Prompt
+from ripieno.data.kept import names_of
 from ripieno.data.question import Question
 from ripieno.data.splits import DatasetName
 from ripieno.data.splits import load as load_dataset
@@ -295,6 +296,7 @@ def few_shot_pool(prompt: Prompt, data: Data | None = None, data_dir: Path | Non
     return load_dataset(prompt.few_shot.dataset, data_dir=data_dir, seed=seed, labels=labels).questions
 
 
-def evaluated_sets(config: Config) -> list[DatasetName]:
-    """Return the names of the test and out-of-domain sets, each once."""
-    return [DatasetName.parse(text) for text in dict.fromkeys((*config.data.test, *config.data.out_of_domain))]
+def evaluated_sets(run: RunFolder) -> list[DatasetName]:
+    """Return the names of a run's test and out-of-domain sets, each once."""
+    data = run.config().data
+    return names_of(run, dict.fromkeys((*data.test, *data.out_of_domain)))

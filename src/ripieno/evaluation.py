@@ -19,7 +19,7 @@ import safetensors.torch
 from ripieno import config as configs
 from ripieno import live, methods, provenance
 from ripieno.config import Config, Evaluation
-from ripieno.data.kept import keep_questions, questions_of
+from ripieno.data.kept import keep_questions, names_of, questions_of
 from ripieno.data.matching import Matched, match_questions
 from ripieno.data.prompts import TEMPLATES
 from ripieno.data.question import Question
@@ -243,8 +243,7 @@ def evaluate(
 
 def read_answers(run: RunFolder, datasets: Sequence[str], method: str, epoch: int) -> Predictions:
     """Return what `evaluate` wrote of some data sets, together."""
-    names = map(DatasetName.parse, dict.fromkeys(datasets))
-    files = [run.predictions(name.folder, name.file, method, epoch) for name in names]
+    files = [run.predictions(name.folder, name.file, method, epoch) for name in names_of(run, dict.fromkeys(datasets))]
     return concatenate([p for file in files for p in read_parquet(file)])
 
 
@@ -318,7 +317,7 @@ def _jobs(
         require_adapter(run, member, at)
     jobs = []
     for text, of_epochs in dict(wanted).items():
-        name = DatasetName.parse(text)
+        [name] = names_of(run, [text])
         for epoch in of_epochs:
             members = answering.get(epoch, {})
             if epoch and not members:
@@ -337,12 +336,13 @@ def _matched_jobs(
 ) -> list[Job]:
     """Return the jobs of asking again with fewer choices: of the base and of the last epoch."""
     at_ends = [job for job in jobs if job.epoch in (0, config.training.epochs)]
-    return [
-        replace(job, file=run.predictions(name.folder, name.file, job.method, job.epoch, choices), choices=choices)
-        for name, choices in matched_choices(config, sets)
-        for job in at_ends
-        if job.name == name
-    ]
+    found = []
+    for name, choices in matched_choices(config, sets):
+        for job in at_ends:
+            if job.name == name:
+                file = run.predictions(job.name.folder, job.name.file, job.method, job.epoch, choices)
+                found.append(replace(job, file=file, choices=choices))
+    return found
 
 
 def matched_choices(config: Config, sets: Mapping[DatasetName, Sequence[Question]]) -> list[tuple[DatasetName, int]]:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from ripieno import features, provenance
 from ripieno.config import Config, TooLong
-from ripieno.data.kept import kept_questions
+from ripieno.data.kept import kept_questions, names_of
 from ripieno.data.question import Question, content_key
 from ripieno.data.splits import DatasetName
 from ripieno.ensemble import Ensemble, evaluated_sets
@@ -99,12 +99,12 @@ def as_evaluated(config: Config, name: DatasetName, questions: Sequence[Question
 def of_analysis(run: RunFolder, config: Config, sets: Mapping[DatasetName, Sequence[Question]]) -> Iterator[PromptSet]:
     """Yield the test, out-of-domain and training sets; `sets` has the questions of the first two."""
     training = config.training
-    for name in evaluated_sets(config):
+    for name in evaluated_sets(run):
         yield as_evaluated(config, name, sets[name])
     # Under next_token the right answer alone had to fit, here the longest choice has to: what does not is left out.
     shortened = training.too_long == "shorten_context" and training.loss != "next_token"
     too_long: TooLong = "shorten_context" if shortened else "drop"
-    for name in map(DatasetName.parse, dict.fromkeys(config.data.train)):
+    for name in names_of(run, dict.fromkeys(config.data.train)):
         questions = kept_questions(run, name)
         if questions:
             yield PromptSet(name, first_by_content(questions), len(questions), training.max_tokens, too_long)

@@ -11,9 +11,8 @@ import numpy as np
 
 from ripieno import measures, provenance, tokens
 from ripieno.config import Config
-from ripieno.data.kept import keep_questions, questions_of
+from ripieno.data.kept import keep_questions, names_of, questions_of
 from ripieno.data.question import Text, read_texts
-from ripieno.data.splits import DatasetName
 from ripieno.ensemble import Ensemble, evaluated_sets, few_shot_pool, load_base
 from ripieno.errors import UserError
 from ripieno.model import reading
@@ -173,7 +172,7 @@ def evaluate(
     """
     config, progress = run.config(), progress or Progress(quiet=True)
     epochs = (0, config.training.epochs) if epochs is None else epochs
-    names = [DatasetName.parse(text) for text in dict.fromkeys(datasets)] or evaluated_sets(config)
+    names = names_of(run, dict.fromkeys(datasets)) or evaluated_sets(run)
     if not names:
         raise UserError(f"{run.path}: its config names no data.test; name a set with --dataset")
     found, ensemble = [], None

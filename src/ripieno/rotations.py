@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from ripieno import provenance
-from ripieno.data.kept import keep_questions, questions_of
+from ripieno.data.kept import keep_questions, names_of, questions_of
 from ripieno.data.prompts import TEMPLATES
 from ripieno.data.question import Question
 from ripieno.data.splits import DatasetName
@@ -60,7 +60,7 @@ def ask_rotations(
             f"nothing; train a run with one that does ({able})"
         )
     epoch = config.training.epochs if epoch is None else epoch
-    names = [DatasetName.parse(text) for text in dict.fromkeys(datasets)] or evaluated_sets(config)
+    names = names_of(run, dict.fromkeys(datasets)) or evaluated_sets(run)
     if not names:
         raise UserError(f"{run.path}: its config names no data.test; name a set with --dataset")
     found: dict[str, RotationSummary] = {}

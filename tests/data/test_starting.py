@@ -78,6 +78,8 @@ def test_a_file_of_questions(tmp_path: Path) -> None:
         ([{"text": f"{n}"} for n in range(200)], "running text without labels"),
         ([{"question": f"{n}", "choices": ["a", "b"], "answer": n or None} for n in range(2)], "1 of 2 rows have no"),
         ([{"question": "?", "choices": ["a", "b"], "answer": 0}] * 160, "159 rows repeat an earlier question"),
+        ([{"text": f"{n}", "label": "a"} for n in range(200)], "f.jsonl: every text has the label 'a'; add texts"),
+        ([{"text": "b", "label": "a"}, {"text": "c", "label": " "}], "f.jsonl, line 2: the label is empty; fill it in"),
         ([{"question": "?", "choices": ["a"], "answer": 0}], "needs 2 choices at least"),
     ],
 )

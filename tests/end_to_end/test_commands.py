@@ -28,6 +28,7 @@ from families import byte_level_tokenizer, save_tiny
 from ripieno import Ensemble, measures
 from ripieno.config import FewShot, Prompt
 from ripieno.config import load as load_config
+from ripieno.data.kept import kept_questions
 from ripieno.data.question import read_questions
 from ripieno.data.splits import DatasetName
 from ripieno.errors import EnvironmentFault, UserError
@@ -37,6 +38,7 @@ from ripieno.model.scoring import Engine
 from ripieno.model.trees import Encoder, TokenTree
 from ripieno.parquet import read_parquet
 from ripieno.predictions import Predictions
+from ripieno.report.run import load as load_evidence
 from ripieno.runs import RunFolder
 from ripieno.training.loop import Trainer
 
@@ -274,6 +276,29 @@ def test_what_is_missing_or_damaged_is_named_before_anything_is_said(experiment:
     works("report", run)
     measured = {row["dataset"] for row in table((run / "report" / "metrics.json").read_text())}
     assert measured == {experiment.folder("test")}
+
+
+@pytest.mark.parametrize("changed", [False, True], ids=["gone", "changed"])
+def test_a_run_knows_its_questions_without_the_files_they_came_from(experiment: Experiment, changed: bool) -> None:
+    run = RunFolder(experiment.path)
+    names = [DatasetName.parse(text) for text in (*run.config().data.train, *run.config().data.test)]
+    there, kept = load_evidence(run), [kept_questions(run, name) for name in names]
+    files = [Path(source["name"]) for source in run.manifest()["sources"]]
+    for file in files:
+        file.rename(f"{file}.gone")
+        if changed:
+            write_rows(file, rows(3, 77, (2,)))
+    try:
+        alone = load_evidence(run)
+        names = [DatasetName.parse(name.written) for name in names]
+        assert [kept_questions(run, name) for name in names] == kept
+    finally:
+        for file in files:
+            Path(f"{file}.gone").rename(file)
+    assert all(kept)
+    assert (alone.in_domain, alone.out_of_domain) == (there.in_domain, there.out_of_domain)
+    assert alone.about.keys() == there.about.keys()
+    assert len(alone.predictions) == len(there.predictions) > 0
 
 
 def test_a_run_that_is_not_there_is_named_before_a_report_is_written(experiment: Experiment, tmp_path: Path) -> None:

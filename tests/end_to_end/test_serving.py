@@ -23,6 +23,7 @@ import schemathesis
 from commands import one_line, ripieno, rows, works, write_config, write_rows
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from pydantic import ValidationError, create_model
 from served import LIMITS, RISK, TOKEN, certified_run
 from served import serving as in_thread
 
@@ -34,7 +35,7 @@ from ripieno.errors import UserError
 from ripieno.runs import RunFolder
 from ripieno.serving import recent
 from ripieno.serving.batcher import Batcher, Full
-from ripieno.serving.schema import Limits
+from ripieno.serving.schema import AskedQuestion, AskedText, Limits, mistake
 
 # Probabilities of a tiny float32 model in batches of other sizes: logits below 10, 2^-24 a rounding, some hundred of
 # them in a row.
@@ -389,8 +390,8 @@ def test_what_was_accepted_is_answered_at_the_end_and_nothing_is_accepted_after(
         ({"questions": [{"question": "a?"}]}, "questions.0.choices: Field required"),
         ({"questions": [{"question": "a?", "choices": ["b"]}]}, "questions.0.choices: List should have at least 2"),
         ({"questions": [{"question": "a?", "choices": ["b", "c"], "choises": 1}]}, "questions.0.choises: Extra inputs"),
-        ({"questions": [{"question": " ", "choices": ["b", "c"]}]}, "questions.0.question: String should match"),
-        ("{", "1: JSON decode error"),
+        ({"questions": [{"question": " ", "choices": ["b", "c"]}]}, "questions.0.question: is empty; fill it in"),
+        ("{", "the body: not JSON (Expecting property name enclosed in double quotes at character 2); mend it"),
         ({"questions": [{"question": "a?", "choices": ["b", "c"]}], "max_risk": 1}, "max_risk: Extra inputs"),
     ],
 )  # fmt: skip
@@ -399,6 +400,23 @@ def test_what_is_wrong_with_a_request_is_said_in_a_line(service: Served, body: A
     assert status == 422
     assert problem["detail"].startswith(said)
     assert "\n" not in problem["detail"]
+
+
+@pytest.mark.parametrize(
+    ("row", "said"),
+    [
+        ({"question": "a?"}, "questions.0.choices: Field required"),
+        ({"question": "a?", "choices": ["b"]}, "questions.0.choices: List should have at least 2 items"),
+        ({"text": "a", "label": "b"}, "questions.0.label: Extra inputs are not permitted"),
+        ({"text": " "}, "questions.0.text: is empty; fill it in"),
+    ],
+)  # fmt: skip
+def test_of_a_text_or_a_question_the_one_that_was_meant_is_mended(row: dict[str, Any], said: str) -> None:
+    asked = create_model("Asked", questions=(list[AskedText | AskedQuestion], ...))
+    with pytest.raises(ValidationError) as raised:
+        asked.model_validate({"questions": [row]})
+    errors = [error | {"loc": ("body", *error["loc"])} for error in raised.value.errors()]
+    assert mistake(errors).startswith(said)
 
 
 def test_a_body_is_bounded_in_bytes_and_in_time(certified: Certified) -> None:

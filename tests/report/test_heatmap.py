@@ -109,7 +109,7 @@ def test_several_texts_stand_under_their_names_each_with_its_own_numbers() -> No
     page = Shown(html)
     assert page.texts == ["ab", "c", "de"]
     assert '<h3>Text 1 <span class="note">&lt;first&gt;</span></h3>' in html
-    assert "1 tokens, NLL 1.386, entropy 0.562" in html
+    assert "1 token, NLL 1.386, entropy 0.562" in html
     assert "nothing was predicted" in html
     assert page.tags.count("h3") == 3
     assert "h3" not in page_of(tokens_of({"a": ["a", "b"]}, [[0.5, 0.5]])).tags

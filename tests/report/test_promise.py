@@ -46,13 +46,13 @@ def test_a_promise_and_what_came_of_it() -> None:
     )
     assert f"{kept.coverage:.0%} of the 400 certification questions, {kept.errors} of these wrong." in told.points[0]
     # Counted by hand: how often the threshold lets through, and how many of these are wrong.
-    for p, point in ((FAMILIAR, told.points[1]), (FOREIGN, told.points[2])):
+    for p, point in ((FAMILIAR, told.points[2]), (FOREIGN, told.points[3])):
         through = certificate.rule.uncertainties(p) <= kept.threshold
         pooled = certificate.rule.probs(p).mean(axis=0)
         wrong = int((pooled.argmax(axis=1) != p.targets)[through].sum())
         assert f"{wrong} of {through.sum()} wrong (answers {through.mean():.0%}; " in point
-    assert "by chance)" in told.points[1]
-    assert told.points[2].endswith("; nothing was promised here).")
+    assert "by chance)" in told.points[2]
+    assert told.points[3].endswith("; nothing was promised here).")
 
 
 def test_what_cannot_be_promised_is_said() -> None:
@@ -82,13 +82,13 @@ def test_more_errors_than_chance_explains_are_named() -> None:
     # In domain, at a threshold that lets everything through where 1% was promised.
     loose = replace(certificate.promise, risk=0.01, threshold=math.inf)
     told = promise.tell(run_of(replace(certificate, promise=loose)), [HOME], [FAMILIAR])
-    assert told.points[1].endswith(f"; more than the {binom.ppf(0.95, 400, 0.01):.0f} by chance).")
+    assert told.points[2].endswith(f"; more than the {binom.ppf(0.95, 400, 0.01):.0f} by chance).")
 
 
 def test_a_set_that_the_promise_was_made_from_shows_nothing() -> None:
     known = CertifiedRun(certified(), {"away/test": CHOICES["away/test"]})
     assert promise.section(known, [HOME, AWAY], [FAMILIAR, FOREIGN]).sets == (AWAY,)
-    assert len(promise.tell(known, [HOME, AWAY], [FAMILIAR, FOREIGN]).points) == 2
+    assert len(promise.tell(known, [HOME, AWAY], [FAMILIAR, FOREIGN]).points) == 3
 
 
 def test_without_answers_nothing_is_judged() -> None:

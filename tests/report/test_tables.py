@@ -9,6 +9,7 @@ from synthetic import answers
 from ripieno.measures.table import MEASURES, Analysis, Comparison, Row
 from ripieno.report import names, tables
 from ripieno.report.results import EvaluatedSet, Results
+from ripieno.report.words import ordinal
 
 HOME = EvaluatedSet("home/test", False, 4, (2,), 0.693, 0.5, None)
 
@@ -93,6 +94,12 @@ def test_checks_of_length_and_order() -> None:
     assert "by chance in 10% of sets." in order
     assert order.endswith("More often than right: the 1st.")
     assert tables.checks(Results(Analysis(found[:1]), "ensemble"), HOME) == []
+
+
+def test_places_are_counted_as_they_are_spoken() -> None:
+    spoken = {1: "1st", 2: "2nd", 3: "3rd", 4: "4th", 11: "11th", 12: "12th", 13: "13th", 21: "21st", 22: "22nd"}
+    assert {n: ordinal(n) for n in spoken} == spoken
+    assert [ordinal(n) for n in (100, 101, 111, 1003)] == ["100th", "101st", "111th", "1003rd"]
 
 
 def test_recall_of_the_users_labels_stands_among_the_measures() -> None:

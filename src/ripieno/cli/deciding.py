@@ -171,6 +171,8 @@ def serve(
         ) from None
     from ripieno.serving.schema import Limits
 
+    if not timeout <= 86400.0:  # as NaN is not either
+        raise UserError(f"--timeout {timeout:g}: give a number of seconds, up to 86400 (a day)")
     folder, token = options.asked(run), server.read_token(token_file)
     limits = Limits(waiting=queue, questions=min(max_questions, queue), body=max_bytes, seconds=timeout)
 

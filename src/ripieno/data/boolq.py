@@ -10,9 +10,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from ripieno.data.arc import at_most_one, begins_with, read_built
 from ripieno.data.packages import hub_rows
 from ripieno.data.question import Question, default_id
+from ripieno.data.released import at_most_one, begins_with, read_built
 
 NAME = "boolq"
 PARTS: tuple[str, ...] = ()

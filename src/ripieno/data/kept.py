@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from ripieno.config import Config
@@ -19,12 +20,35 @@ def keep_questions(run: RunFolder, name: DatasetName, questions: Sequence[Questi
         run.write(file, questions_to_parquet(questions))
 
 
+def names_of(run: RunFolder, written: Iterable[str]) -> list[DatasetName]:
+    """Return names of data sets as a run knows them.
+
+    A user's file is named by its sum. Of a set that plays a role in the run that is the sum on record: its questions
+    are kept, wherever the file is by now, and whatever was added to it.
+
+    Raises:
+        UserError: one is no name of a data set.
+    """
+    return [_as_recorded(run, DatasetName.parse(text)) for text in written]
+
+
+def _as_recorded(run: RunFolder, name: DatasetName) -> DatasetName:
+    if name.path is None:
+        return name
+    manifest = run.manifest()
+    if not any(name.written in sets for sets in manifest["counts"].values()):
+        return name
+    sums = {source["name"]: source["sha256"] for source in manifest["sources"]}
+    return replace(name, sha256=sums.get(str(name.path)))
+
+
 def kept_questions(run: RunFolder, name: DatasetName) -> list[Question]:
     """Return a set's questions as the run keeps them; none where it keeps none, as of running text.
 
     Raises:
         EnvironmentFault: they were written, and are missing or damaged.
     """
+    name = _as_recorded(run, name)
     file = run.questions(name.folder, name.file)
     return read_questions(file) if run.holds(file) else []
 

@@ -11,9 +11,9 @@ import csv
 from pathlib import Path
 from typing import Any
 
-from ripieno.data.arc import read_built
 from ripieno.data.packages import hub_rows
 from ripieno.data.question import Question, default_id
+from ripieno.data.released import read_built
 from ripieno.errors import UserError
 
 NAME = "mmlu"

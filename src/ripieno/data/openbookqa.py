@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from ripieno.data.arc import at_most_one, begins_with, from_columns
+from ripieno.data.arc import from_columns
 from ripieno.data.arc import read as read  # released in ARC's form
 from ripieno.data.packages import hub_rows
 from ripieno.data.question import Question
+from ripieno.data.released import at_most_one, begins_with
 
 NAME = "openbookqa"
 PARTS: tuple[str, ...] = ()

@@ -9,7 +9,7 @@ import os
 import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from fractions import Fraction
 from functools import cached_property
 from pathlib import Path
@@ -83,6 +83,7 @@ class DatasetName:
         path: the user's file, None for a public set.
         range: "[A%:B%]" as written, or "".
         start, stop: the range as fractions of the rows.
+        sha256: of the file, where it is on record; else the file is read for it.
     """
 
     written: str
@@ -93,6 +94,7 @@ class DatasetName:
     range: str
     start: Fraction
     stop: Fraction
+    sha256: str | None = field(default=None, compare=False)
 
     @classmethod
     def parse(cls, text: str) -> DatasetName:
@@ -133,7 +135,7 @@ class DatasetName:
     def dataset(self) -> str:
         """The set without its split ("mmlu:stem"); of a file, its stem and 8 hex digits of its content's sha256."""
         if self.path is not None:
-            return f"{self.path.stem}-{_sha256(self.path)[:8]}"
+            return f"{self.path.stem}-{(self.sha256 or _sha256(self.path))[:8]}"
         return f"{self.name}:{self.part}" if self.part else self.name
 
     @property

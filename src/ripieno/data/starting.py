@@ -13,6 +13,7 @@ from ripieno.data.question import read_rows
 from ripieno.errors import UserError
 from ripieno.escaping import terminal_line
 from ripieno.runs import write_atomically, writing
+from ripieno.userfiles import quoted
 
 # Percent of the file. Certification is large, as a promise takes labels; validation says where to draw its line.
 SHARES = {"train": 50, "validation": 15, "calibration": 5, "certification": 20, "test": 10}
@@ -53,6 +54,8 @@ def start(path: Path) -> Start:
         UserError: the file is not one of questions, something in it is wrong, or it holds too few.
     """
     labels = labels_of(path)
+    if labels is not None and len(labels) < 2:
+        raise UserError(f"{path}: every text has the label {quoted(labels[0])}; add texts with another")
     summary = splits.check(path, labels)
     if summary.texts:
         raise UserError(f"{path}: holds running text without labels; give questions, or columns text and label")
@@ -92,14 +95,17 @@ def labels_of(path: Path) -> tuple[str, ...] | None:
     """Return the labels of a file of texts with labels, the commonest first; None for any other file.
 
     Raises:
-        UserError: the file cannot be read as what its suffix says.
+        UserError: the file cannot be read as what its suffix says, or a label is empty.
     """
     found: Counter[str] = Counter()
-    for _, row in read_rows(path):
+    for where, row in read_rows(path):
         if "question" in row or "choices" in row:
             return None
         if row.get("label") is not None:
-            found[str(row["label"])] += 1
+            label = str(row["label"])
+            if not label.strip():
+                raise UserError(f"{where}: the label is empty; fill it in, or take the row out")
+            found[label] += 1
     return tuple(label for label, _ in sorted(found.items(), key=lambda item: (-item[1], item[0]))) or None
 
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
+from ripieno.measures.methods import SIGNIFICANT
 from ripieno.measures.table import Comparison
 from ripieno.report.names import MEASURES, better
 from ripieno.report.results import Interval, Results, name_of
@@ -25,7 +26,6 @@ COLUMNS = {
     measure: MEASURES[measure][0]
     for measure in ("accuracy", "nll", "brier", "ece", "mean_confidence", "predictive_entropy", "mutual_information")
 }
-LEVEL = 0.05
 # Which comparison answers a reader's question, and what the one that is better is said to do.
 QUESTIONS = {
     "accuracy": ("Which is right more often?", "is right more often"),
@@ -102,7 +102,7 @@ def tell(
 
 
 def _verdict(names: tuple[str, str], found: Sequence[Comparison]) -> str:
-    wins = [sum(_winner(c) == name for c in found) for name in names]
+    wins = [sum(winner(c) == name for c in found) for name in names]
     n = len(found)
     if not any(wins):
         return "They cannot be told apart." if n == 1 else f"They cannot be told apart on any of {n} sets."
@@ -115,10 +115,10 @@ def _verdict(names: tuple[str, str], found: Sequence[Comparison]) -> str:
     return ", ".join(parts) + (f"; on {rest} they cannot be told apart." if rest else ".")
 
 
-def _winner(c: Comparison) -> str | None:
+def winner(c: Comparison) -> str | None:
     """Return the run whose measure is surely better, after the correction for many tests."""
     way = Interval(c.difference, c.low, c.high).against(0.0) * better(c.measure)
-    return None if way == 0 or c.p_holm >= LEVEL else c.first if way > 0 else c.second
+    return None if way == 0 or c.p_holm >= SIGNIFICANT else c.first if way > 0 else c.second
 
 
 def _sentence(c: Comparison, does: str, role: str) -> str:
@@ -126,10 +126,10 @@ def _sentence(c: Comparison, does: str, role: str) -> str:
     size = x if x.value >= 0 else turned(x)
     by = points(size) if c.measure == "accuracy" else spoken(size, ".3f") + (" nats" if c.measure == "nll" else "")
     where = f"{name_of(c)} ({f'{role}, ' if role else ''}n = {c.n:,})"
-    winner = _winner(c)
-    if winner is None:
+    better_one = winner(c)
+    if better_one is None:
         return f"{where}: not told apart; they differ by {by}, {probability(c.p_holm)}."
-    return f"{where}: “{winner}” {does}, by {by}, {probability(c.p_holm)}."
+    return f"{where}: “{better_one}” {does}, by {by}, {probability(c.p_holm)}."
 
 
 def _smaller(results: Pair, name: str) -> int:

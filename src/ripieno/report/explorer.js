@@ -85,11 +85,14 @@
   function doubt(all, i, q) {
     const entropy = all.values.predictive_entropy;
     const { start, ids } = q.set;
-    let below = 0;
-    for (let j = start; j < start + ids.length; j++) below += entropy[j] < entropy[i];
-    const share = below / (ids.length - 1);
-    const how = share > 0.5 ? `less sure than on ${percent(share)}` : `surer than on ${percent(1 - share)}`;
-    const than = ids.length > 1 ? `: ${how} of this set's questions` : "";
+    let [below, above] = [0, 0]; // equal ones are neither
+    for (const other of entropy.subarray(start, start + ids.length)) {
+      below += other < entropy[i];
+      above += other > entropy[i];
+    }
+    const share = (some) => percent(some / (ids.length - 1));
+    const how = below > above ? `less sure than on ${share(below)}` : `surer than on ${share(above)}`;
+    const than = ids.length > 1 ? `; ${how} of this set's questions` : "";
     const apart = q.set.members.length > 1 ? (all.values.mutual_information?.[i] ?? null) : null;
     return oneQuestion.doubt(entropy[i], apart, all.size[i], than);
   }

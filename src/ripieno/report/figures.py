@@ -18,7 +18,7 @@ from ripieno.report import curves, plots
 from ripieno.report.drawing import Panel
 from ripieno.report.names import MEASURES
 from ripieno.report.results import EvaluatedSet, Interval, Results, interval_of
-from ripieno.report.words import counted, percent, spoken, turned
+from ripieno.report.words import counted, ordinal, percent, spoken, turned
 
 COURSES = {
     "accuracy": "accuracy",
@@ -145,11 +145,9 @@ def histograms(
         limits = (0.0, max(most, 1e-3))
         top = 1.08 * max(float(plots.shares(v, limits).max()) for v in values)
         for i, (s, both, _) in enumerate(made):
-            outlines = [
-                plots.Outline(*of)
-                for of in zip(("in domain", "out of domain"), [d[measure] for d in both], strict=True)
-            ]
-            panels[s.name].append(plots.histogram(HISTOGRAMS[measure], outlines, limits, top, f"h{i}{measure}"))
+            inside, outside = (distribution[measure] for distribution in both)
+            drawn = plots.histogram(HISTOGRAMS[measure], inside, outside, limits, top, f"h{i}{measure}")
+            panels[s.name].append(drawn)
     return [Figure(s.name, tuple(panels[s.name]), (said,) if said else ()) for s, _, said in made]
 
 
@@ -269,17 +267,17 @@ def _enough(results: Results, s: EvaluatedSet, measure: str) -> str:
         gain = spoken(turned(Interval(last.gain, last.gain_low, last.gain_high)), ".3f")
         if min(last.gain, last.gain_low or 0.0) > -0.0005:
             gain = "less than 0.001"
-        return f"{name}: every member lowers it (convexity); the {_ordinal(last.members)} still by {gain}."
+        return f"{name}: every member lowers it (convexity); the {ordinal(last.members)} still by {gain}."
     enough = enough_members(points)
     if enough is None:
         if any(p.gain_low is not None for p in points):
-            return f"{name}: each member up to the {_ordinal(last.members)} still brought a gain beyond the noise."
+            return f"{name}: each member up to the {ordinal(last.members)} still brought a gain beyond the noise."
         return f"{name}: there are too few questions to tell a gain from noise."
     if enough == 1:
         return f"{name}: already the second member's gain falls inside the noise (n = {points[0].n:,})."
     return (
         f"{name}: up to {counted(enough, 'member')} each brings a gain beyond the noise; that of the "
-        f"{_ordinal(enough + 1)} falls inside it."
+        f"{ordinal(enough + 1)} falls inside it."
     )
 
 
@@ -296,7 +294,3 @@ def _learned(results: Results, s: EvaluatedSet) -> str | None:
         f"Of {n:,} questions the base was right on {kept + forgot:,} ({percent((kept + forgot) / n)}); of those the "
         f"ensemble forgot {forgot:,}. It learned {learned:,} that the base got wrong: {kept + learned:,} right in all."
     )
-
-
-def _ordinal(n: int) -> str:
-    return {1: "1st", 2: "2nd", 3: "3rd"}.get(n if n < 20 else 0, f"{n}th")

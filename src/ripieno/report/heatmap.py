@@ -10,6 +10,7 @@ from itertools import pairwise
 import numpy as np
 
 from ripieno.report.templates import environment
+from ripieno.report.words import counted
 from ripieno.tokens import Summary, Tokens, summarise
 
 # Where one shade ends and the next begins; fixed, so that two pages can be compared by eye.
@@ -117,7 +118,7 @@ def _passages(tokens: Tokens) -> list[Passage]:
         said = "nothing stands before its only token, so nothing was predicted"
         if tokens.predicted[rows].any():
             s = summarise(tokens, rows)
-            said = f"{s.tokens:,} tokens, NLL {s.nll:.3f}, entropy {s.entropy:.3f}"
+            said = f"{counted(s.tokens, 'token')}, NLL {s.nll:.3f}, entropy {s.entropy:.3f}"
             said += f", of it members disagreeing {_small(s.mutual_information)}" if s.members > 1 else ""
         passages.append(Passage(text_id, said, tuple(_cells(tokens, rows))))
     return passages

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-
 import matplotlib
 import numpy as np
 from matplotlib.ticker import MaxNLocator
@@ -13,6 +10,7 @@ from ripieno.measures.calibration import Reliability
 from ripieno.measures.uncertainty import Floats
 from ripieno.report.drawing import COLOURS, DASHED, DOTTED, LEFT, RC, Panel, blank, finish
 from ripieno.report.results import wilson
+from ripieno.report.words import counted
 
 GRID = 60  # cells a side, on which densities are computed
 SHARES = (0.9, 0.7, 0.5, 0.25)  # of the questions, inside each contour
@@ -78,51 +76,36 @@ def density(
             (a, b, c), (d, e, f) = (np.quantile(values, (0.25, 0.5, 0.75)) for values in (entropy, disagreement))
             alt += f" Entropy: median {b:.2f}, middle half {a:.2f} to {c:.2f} nats."
             alt += f" Mutual information: median {e:.3f}, middle half {d:.3f} to {f:.3f} nats."
-        mark = "✓" if role == "right" else "✗"
-        return finish(figure, prefix, alt, f"{mark} {n:,} {role} answer{'' if n == 1 else 's'}")
-
-
-@dataclass(frozen=True, slots=True)
-class Outline:
-    """The values of one set in a histogram.
-
-    Args:
-        label: "in domain" or "out of domain".
-        values: [N].
-    """
-
-    label: str
-    values: Floats
+        sign = "✓" if role == "right" else "✗"
+        return finish(figure, prefix, alt, f"{sign} {counted(n, f'{role} answer')}")
 
 
 def histogram(
-    label: str, outlines: Sequence[Outline], limits: tuple[float, float], top: float, prefix: str, note: str = ""
+    label: str, inside: Floats, outside: Floats, limits: tuple[float, float], top: float, prefix: str
 ) -> Panel:
-    """Draw the share of the questions in each bin: the first outline filled, the second a dashed line.
+    """Draw the share of the questions in each bin: filled in domain, a dashed line out of domain.
 
     Args:
         label: of what, on the axis.
-        outlines: in domain and out of domain.
+        inside: [N], the values in domain.
+        outside: [n], those out of domain.
         limits: of the axis; what lies beyond is in the last bin.
         top: of the vertical axis.
         prefix: of the ids, unique in the page.
-        note: what stands above the panel.
     """
     with matplotlib.rc_context(RC):
         figure, axes = blank()
         edges = np.linspace(*limits, BARS + 1)
-        for i, outline in enumerate(outlines):
-            share = shares(outline.values, limits)
-            colour = COLOURS["member" if i else "ensemble"]
-            if i == 0:
-                axes.stairs(share, edges, fill=True, color=colour, alpha=0.25, linewidth=0)
-            axes.stairs(share, edges, color=colour, linewidth=2.0 if i else 1.4, linestyle=DASHED if i else "solid")
+        filled, dashed = shares(inside, limits), shares(outside, limits)
+        axes.stairs(filled, edges, fill=True, color=COLOURS["ensemble"], alpha=0.25, linewidth=0)
+        axes.stairs(filled, edges, color=COLOURS["ensemble"], linewidth=1.4)
+        axes.stairs(dashed, edges, color=COLOURS["member"], linewidth=2.0, linestyle=DASHED)
         axes.set(xlim=limits, ylim=(0, top), xlabel=label, ylabel="share of questions")
         parts = []
-        for outline in outlines:
-            a, b, c = np.quantile(outline.values, (0.25, 0.5, 0.75))
-            parts.append(f"{outline.label}: median {b:.3f}, middle half {a:.3f} to {c:.3f}")
-        return finish(figure, prefix, f"Histogram of {label}. {'; '.join(parts)}.".replace("..", "."), note)
+        for role, values in (("in domain", inside), ("out of domain", outside)):
+            low, middle, high = np.quantile(values, (0.25, 0.5, 0.75))
+            parts.append(f"{role}: median {middle:.3f}, middle half {low:.3f} to {high:.3f}")
+        return finish(figure, prefix, f"Histogram of {label}. {'; '.join(parts)}.")
 
 
 def shares(values: Floats, limits: tuple[float, float]) -> Floats:

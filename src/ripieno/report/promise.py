@@ -114,7 +114,8 @@ def tell(certified: CertifiedRun, sets: Sequence[EvaluatedSet], last: Sequence[P
     verdict = f"At most {risk} wrong among the answered, at {sure} confidence, on questions like the certified ones."
     points = [
         f"It answers {certificate.rule.when(promise.threshold)}: {percent(promise.coverage)} of the "
-        f"{counted(promise.questions, 'certification question')}, {promise.errors} of these wrong."
+        f"{counted(promise.questions, 'certification question')}, {promise.errors} of these wrong.",
+        "That line is drawn for the promise; the one under “When should a person decide instead?” promises nothing.",
     ]
     for s, p in certified.shown(sets, last):
         found = _held_out(certificate, promise, s, p)

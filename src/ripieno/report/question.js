@@ -42,7 +42,7 @@ const oneQuestion = (() => {
 
   // The entropy and the mutual information (of one member: null) among K choices, in nats; `than`: beside what others.
   function doubt(entropy, apart, K, than = "") {
-    const said = [`Entropy ${entropy.toFixed(2)} of at most ${Math.log(K).toFixed(2)} nats${than}.`];
+    const said = [`Its doubt (entropy): ${entropy.toFixed(2)} of at most ${Math.log(K).toFixed(2)} nats${than}.`];
     if (apart !== null && entropy > 0.005) {
       said.push(
         `${percent(apart / entropy)} of that (mutual information, ${apart.toFixed(3)} nats) is members disagreeing; ` +

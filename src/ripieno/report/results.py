@@ -55,10 +55,6 @@ class Interval:
             return 0
         return max(0, self.against(other.high)) + min(0, self.against(other.low))
 
-    def __truediv__(self, scale: float) -> Interval:
-        low, high = (None if end is None else end / scale for end in (self.low, self.high))
-        return Interval(self.value / scale, low, high)
-
 
 @dataclass(frozen=True, slots=True)
 class EvaluatedSet:

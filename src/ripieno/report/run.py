@@ -11,10 +11,9 @@ from typing import Any
 import numpy as np
 
 from ripieno import decisions
-from ripieno.data.kept import kept_questions
+from ripieno.data.kept import kept_questions, names_of
 from ripieno.data.prompts import TEMPLATES
 from ripieno.data.question import Question, content_key, read_questions
-from ripieno.data.splits import DatasetName
 from ripieno.errors import EnvironmentFault, UserError
 from ripieno.features import Features, read_features
 from ripieno.measures.about import About
@@ -29,6 +28,7 @@ from ripieno.predictions import Predictions
 from ripieno.report import explorer
 from ripieno.report.build import Summary, build, build_comparison, write_tables
 from ripieno.report.promise import CertifiedRun
+from ripieno.report.words import counted
 from ripieno.runs import BASE, METHOD, RunFolder, failed_members, sha256_of
 
 
@@ -92,7 +92,7 @@ def compare(
         )
     first, second = (replace(summary, name=name) for summary, name in zip(summaries, names, strict=True))
     analyses = read_analysis(run), others.analyze(costs=costs, bins=bins)
-    page = run.report / f"compare-{other.path.name}.html"
+    page = run.report / f"compare-{other.path.absolute().name}.html"  # "." has no name
     run.write(page, build_comparison(first, second, analyses, comparisons))
     return page, comparisons
 
@@ -114,19 +114,19 @@ def load(run: RunFolder) -> Evidence:
     """
     data = run.config().data
     _require_whole(run)
-    wanted = [DatasetName.parse(text) for text in (*data.test, *data.out_of_domain)]
+    wanted = names_of(run, (*data.test, *data.out_of_domain))
     order = {f"{name.dataset}/{name.split}": n for n, name in enumerate(wanted)}
-    calibrating, in_domain = _names(data.calibration), _names(data.test)
+    calibrating, in_domain = _names(run, data.calibration), _names(run, data.test)
     # Asked to choose a threshold and to certify it (`ripieno certify`), and for nothing else.
-    deciding = _names((*data.validation, *data.certification))
-    used = _names(data.train) | deciding | in_domain
+    deciding = _names(run, (*data.validation, *data.certification))
+    used = _names(run, data.train) | deciding | in_domain
     files = sorted((run.path / "predictions").rglob("*.parquet"))
     parts = [p for file in files if run.whole(file) for p in read_parquet(file)]
     evaluated = [p for p in parts if p.name not in (calibrating | deciding) - set(order)]
     evaluated.sort(key=lambda p: (order.get(p.name, len(order)), p.name, p.epoch))
     asked = [p for p in evaluated if p.choices_kept is None]
     features = _features(run)
-    trained = [features[name].hidden for name in _names(data.train) if name in features]
+    trained = [features[name].hidden for name in _names(run, data.train) if name in features]
     names = dict.fromkeys(p.name for p in asked)
     return Evidence(
         predictions=asked,
@@ -171,7 +171,7 @@ def _question_files(run: RunFolder) -> dict[str, Path]:
     """Return the questions' files by `DATASET/SPLIT`, of all sets that the config or a file of predictions names."""
     data = run.config().data
     written = (*data.train, *data.calibration, *data.test, *data.out_of_domain)
-    named = {f"{name.dataset}/{name.split}": name for name in map(DatasetName.parse, written)}
+    named = {f"{name.dataset}/{name.split}": name for name in names_of(run, written)}
     found = {shown: run.questions(name.folder, name.file) for shown, name in named.items()}
     # A set that was evaluated by name alone: its files lie side by side.
     for file in sorted((run.path / "predictions").rglob("*.parquet")):
@@ -261,7 +261,7 @@ def _certified(
     if any(file.exists() and sha256_of(file) != sha256 for file, sha256 in members.items()):
         return None, ["What was promised is of other members than those of this run now, and is not shown."]
     data = run.config().data
-    deciding = map(DatasetName.parse, (*data.validation, *data.calibration, *data.certification))
+    deciding = names_of(run, (*data.validation, *data.calibration, *data.certification))
     seen = {content_key(question) for name in deciding for question in kept_questions(run, name)}
     met = [name for name, of_set in questions.items() if not seen.isdisjoint(map(content_key, of_set))]
     choices = {name: {q.id: q.choices for q in of_set} for name, of_set in questions.items() if name not in met}
@@ -270,8 +270,8 @@ def _certified(
     ]
 
 
-def _names(written: Sequence[str]) -> set[str]:
-    return {f"{name.dataset}/{name.split}" for name in map(DatasetName.parse, written)}
+def _names(run: RunFolder, written: Sequence[str]) -> set[str]:
+    return {f"{name.dataset}/{name.split}" for name in names_of(run, written)}
 
 
 def _dropped(manifest: Mapping[str, Any], evaluated: Sequence[Predictions]) -> list[str]:
@@ -280,13 +280,15 @@ def _dropped(manifest: Mapping[str, Any], evaluated: Sequence[Predictions]) -> l
     lines = []
     for role in dict.fromkeys(drop["role"] for drop in overlap):
         count = sum(drop["role"] == role for drop in overlap)
-        lines.append(f"{count} questions were left out of {role}, because a later role asks them too.")
-    lines += [f"{len(ids)} questions of {role} were left out as too long." for role, ids in too_long.items() if ids]
+        lines.append(f"{_were(count)} left out of {role}, because a later role asks the same.")
+    lines += [f"{_were(len(ids))} left out of {role} as too long." for role, ids in too_long.items() if ids]
     evaluated_too_long = {p.name: len(p.metadata.get("too_long", ())) for p in evaluated}
-    lines += [
-        f"{count} questions of {name} were left out as too long." for name, count in evaluated_too_long.items() if count
-    ]
+    lines += [f"{_were(count)} left out of {name} as too long." for name, count in evaluated_too_long.items() if count]
     return lines
+
+
+def _were(count: int) -> str:
+    return f"{counted(count, 'question')} {'was' if count == 1 else 'were'}"
 
 
 def notes(run: RunFolder) -> list[str]:
@@ -295,11 +297,11 @@ def notes(run: RunFolder) -> list[str]:
     said = [
         "The ensemble was trained once. Intervals speak of other questions to these members, not of training again.",
     ]
-    trained = {(n.dataset, n.splits) for n in map(DatasetName.parse, config.data.train)}
-    if any((n.dataset, n.splits) in trained for n in map(DatasetName.parse, config.data.test)):
+    trained = {(n.dataset, n.splits) for n in names_of(run, config.data.train)}
+    if any((n.dataset, n.splits) in trained for n in names_of(run, config.data.test)):
         said.append(
-            "Training and in-domain test questions are drawn from one released split, so the test set is as like the "
-            "training set as can be; questions from elsewhere will be answered less well."
+            "Training and in-domain test questions are drawn from one file or released split, so the test set is as "
+            "like the training set as can be; questions from elsewhere will be answered less well."
         )
     adapter, training = config.adapter, config.training
     if not (

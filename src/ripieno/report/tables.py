@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from ripieno.measures import accuracy, uncertainty
+from ripieno.measures.methods import SIGNIFICANT
 from ripieno.measures.table import Comparison, Row
 from ripieno.predictions import Predictions
 from ripieno.report.names import (
@@ -22,7 +23,7 @@ from ripieno.report.names import (
     label,
 )
 from ripieno.report.results import ANSWERERS, Answerer, EvaluatedSet, Interval, Results, wilson
-from ripieno.report.words import listed, percent, probability, spoken
+from ripieno.report.words import listed, ordinal, percent, probability, spoken
 
 COLUMNS = {
     measure: MEASURES[measure][0]
@@ -84,7 +85,7 @@ def compared(comparisons: Sequence[Comparison], s: Any, measures: Sequence[str])
     for c in comparisons:
         way = Interval(c.difference, c.low, c.high).against(0.0) * better(c.measure)
         said = {1: "better", 0: "not told apart", -1: "worse"}[way]
-        if way and c.p_holm >= 0.05:
+        if way and c.p_holm >= SIGNIFICANT:
             said += "?"
         if c.second == "mean member" and c.measure in ("nll", "brier"):
             said = "(convexity)"
@@ -186,8 +187,8 @@ def checks(results: Results, s: EvaluatedSet) -> list[str]:
         answered, right = (results.value(s.name, "ensemble", f"position_{k}_{what}") for what in ("answered", "right"))
         if answered is not None and right is not None:
             off = answered.against(right.value)
-            shares.append(f"{_place(k)} {percent(answered.value)} ({percent(right.value)}){'*' if off else ''}")
-            drawn += [_place(k)] if off > 0 else []
+            shares.append(f"{ordinal(k + 1)} {percent(answered.value)} ({percent(right.value)}){'*' if off else ''}")
+            drawn += [ordinal(k + 1)] if off > 0 else []
     if shares:
         chance = percent(1.0 - 0.95 ** len(shares))
         verdict = f"More often than right: the {listed(drawn)}." if drawn else "No sign of a pull."
@@ -220,7 +221,3 @@ def _value(results: Results, s: EvaluatedSet, answerer: Answerer | int, measure:
     if null is not None and row is not None and row.value is not None:
         return Cell(f"{row.value:.2f}", f"chance: up to {null.value:.2f}")
     return cell(row, measure)
-
-
-def _place(k: int) -> str:
-    return ("1st", "2nd", "3rd")[k] if k < 3 else f"{k + 1}th"

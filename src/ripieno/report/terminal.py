@@ -10,6 +10,7 @@ from ripieno.measures.certify import Plan, at_least, at_most
 from ripieno.measures.rotations import RotationSummary
 from ripieno.measures.sets import SetGroup, SetRule, fewest_questions
 from ripieno.measures.table import Analysis, Comparison, Estimate, Row
+from ripieno.report.compare import winner
 from ripieno.report.words import counted
 
 FEW = ("accuracy", "nll", "ece")  # what a reader wants first
@@ -120,8 +121,7 @@ def compared(comparisons: Sequence[Comparison]) -> Iterator[str]:
     """Yield the paired differences of two runs, a line a data set and measure."""
     yield f"{comparisons[0].first} less {comparisons[0].second} (p: corrected for all of a data set)"
     for c in comparisons:
-        better = c.difference > 0 if c.measure.startswith(("accuracy", "error_auroc")) else c.difference < 0
-        said = "not told apart" if c.p_holm > 0.05 else f"{c.first if better else c.second} is better"
+        said = f"{better} is better" if (better := winner(c)) else "not told apart"
         yield (
             f"  {_name(c.dataset, c.split)}  {c.measure}: {c.difference:+.3f} [{c.low:+.3f}, {c.high:+.3f}], "
             f"p = {c.p_holm:.2g}: {said}"

@@ -25,6 +25,11 @@ def counted(n: int, noun: str) -> str:
     return f"{n:,} {noun}{'' if n == 1 else 's'}"
 
 
+def ordinal(n: int) -> str:
+    """Return "1st", "2nd", "3rd", "4th", "11th", "21st"."""
+    return f"{n}{'th' if n % 100 in (11, 12, 13) else {1: 'st', 2: 'nd', 3: 'rd'}.get(n % 10, 'th')}"
+
+
 def points(x: Interval) -> str:
     """Return "7 points (2 to 12)": a difference of two percentages."""
     low, high = (0.0 if end is None else 100 * end for end in (x.low, x.high))

@@ -21,7 +21,7 @@ from ripieno.runs import RunFolder
 from ripieno.serving.batcher import Batcher, Full
 from ripieno.serving.gate import BodyLimit, OwnHost
 from ripieno.serving.page import HEADERS, REPORT_HEADERS, page
-from ripieno.serving.schema import About, Decisions, Health, Limits, Problem, describe, row_of
+from ripieno.serving.schema import About, Decisions, Health, Limits, Problem, describe, mistake, row_of
 
 PROBLEMS = {
     400: "The request's body is no text in UTF-8.",
@@ -78,9 +78,7 @@ def create_app(run: RunFolder, batcher: Batcher, limits: Limits, token: str | No
 
     @app.exception_handler(RequestValidationError)
     async def invalid(_: Request, error: RequestValidationError) -> JSONResponse:
-        first = error.errors()[0]
-        place = ".".join(map(str, first["loc"][1:])) or "the body"
-        return JSONResponse({"detail": f"{place}: {first['msg']}"}, 422)
+        return JSONResponse({"detail": mistake(error.errors())}, 422)
 
     @app.exception_handler(UserError)
     async def mistaken(_: Request, error: UserError) -> JSONResponse:

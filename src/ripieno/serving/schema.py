@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from typing import Annotated, Any
 
@@ -72,6 +74,9 @@ class AskedText(_Row):
     text: Text
 
 
+KINDS = {kind.__name__ for kind in (AskedQuestion, AskedLetters, AskedText)}
+
+
 class Decided(BaseModel):
     """What is said of one question: the fields of `ripieno predict`, and what each member said."""
 
@@ -132,6 +137,28 @@ def row_of(config: Config) -> Any:
     """Return what a question of a run may be; one that classifies takes texts, and questions as well."""
     own = AskedLetters if TEMPLATES[config.prompt.template].letters else AskedQuestion
     return own if config.data.labels is None else AskedText | own
+
+
+def mistake(errors: Sequence[Mapping[str, Any]]) -> str:
+    """Return the first thing that is wrong with a request, and where, in a line.
+
+    A row that is neither a text nor a question gets complaints of both kinds: the one with fewer of them was meant.
+
+    Args:
+        errors: of a request that is not as described, as pydantic lists them; one at least.
+    """
+    first = errors[0]
+    if first["type"] == "json_invalid":
+        return f"the body: not JSON ({first['ctx']['error']} at character {first['loc'][1] + 1}); mend it"
+
+    def kind(error: Mapping[str, Any]) -> str:
+        return next((part for part in error["loc"] if part in KINDS), "")
+
+    of_row = [error for error in errors if error["loc"][:3] == first["loc"][:3]]
+    complaints = Counter(map(kind, of_row))
+    nearest = min(of_row, key=lambda error: complaints[kind(error)])
+    place = ".".join(str(part) for part in nearest["loc"][1:] if part not in KINDS) or "the body"
+    return f"{place}: {'is empty; fill it in' if nearest['type'] == 'string_pattern_mismatch' else nearest['msg']}"
 
 
 def describe(run: RunFolder, config: Config, batcher: Batcher, limits: Limits) -> About:

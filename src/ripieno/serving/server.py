@@ -79,10 +79,9 @@ def listen(host: str, port: int, token: str | None) -> socket.socket:
     """
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-    except OSError as error:
-        raise UserError(
-            f"--host {host}: is no address of this machine ({error.strerror}); give one, such as 127.0.0.1"
-        ) from None
+    except (OSError, UnicodeError) as error:  # the second: no name of a machine is written so ("a..b")
+        said = error.strerror if isinstance(error, OSError) else error
+        raise UserError(f"--host {host}: is no address of this machine ({said}); give one, such as 127.0.0.1") from None
     if token is None and not is_loopback(str(address[0])):
         raise UserError(
             f"--host {host}: others can reach this address, and nothing would keep them out; give --token-file FILE or "
