@@ -32,4 +32,6 @@ def snapshot(what: str, repository: str, patterns: Sequence[str], revision: str 
         return Path(snapshot_download(repository, revision=revision, allow_patterns=list(patterns)))
     except (RepositoryNotFoundError, LocalEntryNotFoundError, HfHubHTTPError, HFValidationError) as error:
         why = " ".join(str(error).split())
-        raise UserError(f"{what}: no folder here, and not on the hub ({why}); mend the name") from error
+        raise UserError(
+            f"{what}: no folder here, and not on the hub ({why}); check the name and the network"
+        ) from error
