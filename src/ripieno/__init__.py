@@ -1,4 +1,4 @@
-"""Fine-tune an ensemble of LoRA adapters of one language model, and act on its uncertainty.
+"""Fine-tune an ensemble of LoRA adapters of one language model, and see when to believe its answers.
 
 `Ensemble` and `train` need torch; `measures` never does. Each is loaded when it is first used.
 """

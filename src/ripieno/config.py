@@ -263,7 +263,7 @@ class Slurm(Section):
     account: str | None = None
     """Who is charged."""
     time: str | None = None
-    """Longest time of a job, such as 04:00:00; one that runs out of it is queued again, and goes on."""
+    """Longest time of a job, such as "04:00:00" (in quotes); one that runs out of it is queued again, and goes on."""
     memory: str | None = None
     """Of a job, such as 40G."""
     options: tuple[str, ...] = ()
@@ -278,8 +278,8 @@ class Launch(Section):
     on: Literal["local", "ray", "slurm"] = "local"
     """On this machine, on a Ray cluster, or as Slurm jobs (docs/launching.md)."""
     workers: PositiveInt | Literal["auto"] = "auto"
-    """Processes that share out members, or questions. `auto`: locally one a GPU, or one with all cores; on Ray one a
-    GPU of the cluster, or else one a node; on Slurm it has to be said."""
+    """Processes that share out members, or questions. `auto`: locally one per GPU, or one with all cores; on Ray one
+    per GPU of the cluster, or else one per node; on Slurm it has to be said."""
     cpus: PositiveInt | None = None
     """Cores of a worker; by default, locally and on Ray, what a node has, shared by its workers."""
     gpus: Annotated[int, Field(ge=0)] | None = None

@@ -306,7 +306,7 @@ def _jobs(
 ) -> list[Job]:
     last, data = config.training.epochs, config.data
     if epochs is not None and not all(0 <= epoch <= last for epoch in epochs):
-        raise UserError(f"--epoch: {run.path} has epochs 0 (the base) to {last}")
+        raise UserError(f"--epoch {', '.join(map(str, epochs))}: {run.path} has epochs 0 (the base) to {last}")
     every = list(range(last + 1)) if epochs is None else list(epochs)
     ends = sorted({0, last}) if epochs is None else list(epochs)
     wanted = [(name, every) for name in datasets or (*data.test, *data.out_of_domain)]

@@ -463,7 +463,7 @@ def said(planned: Plan) -> Iterator[str]:
     """Yield a plan as lines of text."""
     yield (
         f"Estimated from {planned.measured_seconds:.0f} s of the real work on this machine ({planned.device}): "
-        "other work on it stretches every time."
+        "other work on it makes all of it longer."
     )
     for command, stage in (("train", planned.training), ("evaluate", planned.evaluation)):
         parts = ", ".join(f"{what} {_duration(seconds)}" for what, seconds in stage.seconds.items() if seconds >= 0.5)

@@ -633,7 +633,7 @@ def members_at(run: RunFolder, epoch: int) -> dict[int, int]:
     """
     training = run.config().training
     if not 0 <= epoch <= training.epochs:
-        raise UserError(f"--epoch: {run.path} has epochs 0 (the base) to {training.epochs}")
+        raise UserError(f"--epoch {epoch}: {run.path} has epochs 0 (the base) to {training.epochs}")
     members = adapter_epochs(run, range(training.members), epoch) if epoch else {}
     if epoch and not members:
         raise UserError(

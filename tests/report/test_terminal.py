@@ -116,7 +116,7 @@ def test_the_table_shows_the_ensembles_at_their_last_epochs_and_counts_the_rest(
     c, line = analysis.comparisons[-1], lines[end + len(analysis.comparisons)]
     for number in (f"{c.difference:+.4f}", f"[{c.low:+.4f}, {c.high:+.4f}]", f"p = {c.p_holm:.3g}", c.first, c.second):
         assert number in line
-    assert lines[-1].startswith(f"{len(analysis.rows) - len(expected):,} rows more ")
+    assert lines[-1].startswith(f"{len(analysis.rows) - len(expected):,} more rows ")
 
 
 def test_a_temperature_shows_before_and_after(analysis):

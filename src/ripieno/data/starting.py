@@ -136,7 +136,7 @@ def _yaml(name: str, path: Path, questions: int, labels: tuple[str, ...] | None)
     lines += [
         "  seed: 0",
         "training:",
-        "  members: 3    # more members: better, and as much longer",
+        "  members: 3    # more members are better, and take that much longer",
         "  epochs: 2",
         "  learning_rate: 4.0e-4",
         "  bagging: true # each member learns from its own sample, so that they differ where the data leave it open",

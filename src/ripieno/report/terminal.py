@@ -99,7 +99,7 @@ def table(analysis: Analysis) -> Iterator[str]:
     more = len(analysis.rows) - len(shown)
     if more:
         yield ""
-        yield f"{more:,} rows more (earlier epochs, single members, pooled by the mean of logits) with --json."
+        yield f"{more:,} more rows (earlier epochs, single members, pooled by the mean of logits) with --json."
 
 
 def before_and_after(rows: Sequence[Row], method: str, epoch: int) -> Iterator[str]:
