@@ -22,10 +22,12 @@ browser:
 demo: install
 	.venv/bin/ripieno demo
 
-# One thread a process: two processes fill two cores, and the tests' tiny models gain nothing from more. Where a test takes
-# two threads on purpose, one that waits must not spin on a core that the other process needs.
+# One thread a process: two processes fill two cores, and the tests' tiny models gain nothing from more. Where a test
+# takes two threads on purpose, one that waits must not spin on a core that the other process needs.
+PYTEST = OMP_NUM_THREADS=1 OMP_WAIT_POLICY=passive .venv/bin/pytest
+TESTS = -n 2 --dist worksteal --ignore tests/oracles --ignore tests/slurm
 test: install browser
-	OMP_NUM_THREADS=1 OMP_WAIT_POLICY=passive .venv/bin/pytest -n 2 --dist worksteal --ignore tests/oracles --ignore tests/slurm
+	$(PYTEST) $(TESTS)
 
 # The site, docs/_build/index.html, from docs/ and the program itself, without a network. Every warning is an error: a link
 # that leads nowhere, a page that is in no list, a name that is not documented.
@@ -34,13 +36,13 @@ docs: install
 
 # Every fault and every fuzzer, many times, and a table of them: half an hour on two cores. `make test` does a few of each.
 torture: install
-	OMP_NUM_THREADS=1 OMP_WAIT_POLICY=passive RIPIENO_TORTURE=1 .venv/bin/pytest -n 2 --dist worksteal -m fault --ignore tests/oracles --ignore tests/slurm
+	RIPIENO_TORTURE=1 $(PYTEST) $(TESTS) -m fault
 
 # A real Slurm on this machine, Debian's, set up for these tests and taken down after them: as root, three minutes.
 test-slurm: install
 	@{ command -v slurmctld && command -v slurmd; } >/dev/null || { apt-get update -qq >/dev/null && \
 	DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends slurm-wlm munge >/dev/null; }
-	OMP_NUM_THREADS=1 RIPIENO_SLURM=1 .venv/bin/pytest tests/slurm
+	RIPIENO_SLURM=1 $(PYTEST) tests/slurm
 
 lint: install
 	.venv/bin/ruff check .
