@@ -3,7 +3,7 @@
 In and out of domain, with its base and a calibration set: every row, comparison, course over members and flow, with all
 intervals. The limits are 60 s and 1 GiB on one core.
 
-    OMP_NUM_THREADS=1 python benchmarks/analysis.py [--quick]
+    OMP_NUM_THREADS=1 python benchmarks/analysis.py [--quick] [--questions N]
 """
 
 from __future__ import annotations
@@ -65,8 +65,9 @@ def evidence(questions: int, members: int, dimensions: int = 64) -> Evidence:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="1,000 questions and 5 members")
-    quick = parser.parse_args().quick
-    questions, members = (1000, 5) if quick else (10_000, 10)
+    parser.add_argument("--questions", type=int, default=10_000)
+    args = parser.parse_args()
+    questions, members = (1000, 5) if args.quick else (args.questions, 10)
     subject = evidence(questions, members)
     start = time.process_time()
     analysis = subject.analyze()

@@ -264,6 +264,14 @@ def test_benchmarks_differ_in_their_questions_alone() -> None:
         assert changed - {"training.epochs"} <= allowed | (lengths if path.stem.endswith("boolq") else set())
 
 
+def test_comparisons_that_run_here_differ_in_their_questions_alone() -> None:
+    ours, other = (
+        comparison_config.load(ROOT / "configs" / f"compare-{name}.yaml").model_dump(exclude={"name", "data"})
+        for name in ("openbookqa", "arc-easy")
+    )
+    assert ours == other
+
+
 @pytest.mark.parametrize("name", ["openbookqa", "arc-easy"])
 def test_what_runs_here_has_the_benchmarks_rows(name: str) -> None:
     ours, theirs = (

@@ -124,3 +124,9 @@ def files_of(folder: Path) -> dict[str, tuple[int, bytes]]:
     """Return every file below a folder, with when it was last written and what it holds."""
     found = sorted(path for path in folder.rglob("*") if path.is_file())
     return {path.relative_to(folder).as_posix(): (path.stat().st_mtime_ns, path.read_bytes()) for path in found}
+
+
+def results_of(run: Path, *folders: str) -> dict[str, bytes]:
+    """Return what a run came to: every file below some of its folders, by default below all that hold results."""
+    below = folders or ("members", "predictions", "questions", "features")
+    return {f"{top}/{name}": content for top in below for name, (_, content) in files_of(run / top).items()}

@@ -6,6 +6,7 @@ import json
 import re
 import subprocess
 import sys
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -75,15 +76,19 @@ def folder(config: Path) -> Path:
     return config.parent / "run"
 
 
+read_once = cache(read)  # a second of parquet; one test alone asks for it, many times
+
+
 def answers(folder: Path, slug: str, replicate: int) -> Predictions:
-    compared = read(folder)
+    compared = read_once(folder)
     return compared.answers[slug].sets[compared.index.test[0]][replicate]
 
 
+@cache
 def of_members(folder: Path, training: str, epoch: int) -> Predictions:
     """What every member of a training answers, by the command that asks all of them."""
     run = folder / "trainings" / training
-    works("evaluate", run)
+    works("evaluate", run, "--epoch", str(epoch))
     [file] = (run / "predictions").glob(f"test-*/*/ensemble-epoch-{epoch:03d}.parquet")
     [p] = read_parquet(file)
     return p

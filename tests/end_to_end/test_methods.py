@@ -174,8 +174,8 @@ def test_the_report_is_of_the_ensemble_alone(run: Path, tmp_path: Path) -> None:
     lines = (line for line in (plain / "checksums.jsonl").read_text().splitlines(keepends=True))
     kept = [line for line in lines if not any(f"/{name}-" in line for name in SAMPLED)]
     (plain / "checksums.jsonl").write_text("".join(kept))
-    assert works("report", sampled).replace("sampled", "plain") == works("report", plain)
-    said = works("report", sampled, "--compare", plain)
+    of_plain, said = works("report", plain), works("report", sampled, "--compare", plain)
+    assert said.replace("sampled", "plain").startswith(of_plain)
     pairs = [line for line in said.splitlines() if " less " not in line and "nll: " in line]
     assert len(pairs) == 1  # one set, one comparison: of ensembles
     assert "nll: +0.000" in pairs[0]

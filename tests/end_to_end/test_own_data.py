@@ -13,7 +13,7 @@ from commands import WORDS, ripieno, rows, works
 from ripieno import Ensemble
 from ripieno.data.question import read_questions
 
-LABELS = [f"{first} {second}" for first in WORDS[:8] for second in WORDS[8:18]][:77]
+LABELS = [f"{first} {second}" for first in WORDS[:3] for second in WORDS[8:18]]  # more than there are letters
 SMALL = ("--set", "training.members=2", "--set", "training.epochs=1", "--set", "adapter.rank=2")
 
 
@@ -22,17 +22,17 @@ def write_csv(path: Path, columns: list[str], content: list[list[str]]) -> None:
         csv.writer(file).writerows([columns, *content])
 
 
-def test_texts_of_77_unequal_labels(base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_texts_of_30_unequal_labels(base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     draw = random.Random(0)
-    weights = [1 / (n + 1) for n in range(77)]  # a few labels have most of the texts, some have one
-    labels = LABELS + draw.choices(LABELS, weights, k=323)
+    weights = [1 / (n + 1) for n in range(30)]  # a few labels have most of the texts, some have one
+    labels = LABELS + draw.choices(LABELS, weights, k=170)
     texts = [[f"{n} {' '.join(draw.choices(WORDS, k=5))}", label] for n, label in enumerate(labels)]
     write_csv(Path("banking.csv"), ["text", "label"], texts)
     write_csv(Path("new.csv"), ["text"], [[f"new {n} {' '.join(draw.choices(WORDS, k=5))}"] for n in range(5)])
     said = works("datasets", "check", "banking.csv", "--labels", ",".join(LABELS))
-    assert "400 questions of 77 choices, 400 with an answer" in said
-    assert "400 questions with 77 labels" in works("init", "banking.csv")
+    assert "200 questions of 30 choices, 200 with an answer" in said
+    assert "200 questions with 30 labels" in works("init", "banking.csv")
     works("train", "banking.yaml", "--set", f"base.model={base}", *SMALL)
     said = works("certify", "runs/banking", "--risk", "0.1", "--sets", "aps", "--sets-by", "label")
     assert "Cannot be promised: at most 10% wrong" in said
@@ -45,7 +45,7 @@ def test_texts_of_77_unequal_labels(base: Path, tmp_path: Path, monkeypatch: pyt
     assert len(decided) == 5
     certificate = json.loads(Path("runs/banking/certificate.json").read_bytes())["certificate"]
     certified = {group["name"]: group for group in certificate["sets"]["groups"]}
-    assert sum(group["questions"] for group in certified.values()) == certificate["questions"] == 80
+    assert sum(group["questions"] for group in certified.values()) == certificate["questions"] == 40
     for row in decided:
         assert row["answer_text"] in LABELS
         for k, label in enumerate(sorted(LABELS, key=lambda label: (-labels.count(label), label))):

@@ -10,11 +10,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from commands import files_of, one_line, ripieno, rows, works, write_config, write_rows
+from commands import one_line, results_of, ripieno, rows, works, write_config, write_rows
 
 from ripieno import locks
-
-RESULTS = ("members", "predictions", "questions", "features")
 
 
 @pytest.fixture(scope="module")
@@ -40,10 +38,6 @@ def alone(base: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, P
     works("train", file, "--run", folder / "run", "--on", "local", "--workers", "1")
     works("evaluate", folder / "run", "--on", "local", "--workers", "1")
     return file, folder / "run"
-
-
-def made(run: Path) -> dict[str, bytes]:
-    return {f"{top}/{name}": content for top in RESULTS for name, (_, content) in files_of(run / top).items()}
 
 
 def killer(run: Path, name: str, when: Callable[[], bool], killed: list[int]) -> threading.Thread:
@@ -76,7 +70,7 @@ def test_workers_killed_in_training_and_in_asking(cluster: None, alone: tuple[Pa
     works("evaluate", run)
     waiting.join()
     assert len(killed) == 2
-    assert made(run) == made(whole)
+    assert results_of(run) == results_of(whole)
     assert (run / "metrics.jsonl").read_bytes() == (whole / "metrics.jsonl").read_bytes()
     assert not list((run / "parts").rglob("*.parquet"))
     works("status", run, "--verify")
@@ -88,7 +82,7 @@ def test_workers_that_share_no_folder(cluster: None, alone: tuple[Path, Path], t
     run, url = tmp_path / "run", f"launch.storage=file://{tmp_path}/between"
     works("train", file, "--run", run, "--set", url)
     works("evaluate", run)
-    assert made(run) == made(whole)
+    assert results_of(run) == results_of(whole)
     assert not (tmp_path / "between").exists()
 
 

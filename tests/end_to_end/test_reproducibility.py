@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from commands import files_of, works, write_config
-from safetensors.torch import load_file
+from tiny import stored_updates
 
 from ripieno.parquet import read_parquet
 
@@ -35,10 +35,7 @@ def made(config: Path, run: Path, **compute: int) -> Path:
 
 
 def updates(run: Path, member: int) -> torch.Tensor:
-    """Return a member's B A of every layer, in one vector, in float64."""
-    tensors = load_file(run / f"members/{member:03d}/epoch-001/adapter_model.safetensors")
-    pairs = [(name, name.replace("lora_A", "lora_B")) for name in tensors if "lora_A" in name]
-    return torch.cat([(tensors[b].double() @ tensors[a].double()).flatten() for a, b in pairs])
+    return stored_updates(run / f"members/{member:03d}/epoch-001/adapter_model.safetensors")
 
 
 def log_probs(run: Path) -> np.ndarray:

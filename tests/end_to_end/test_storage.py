@@ -9,7 +9,7 @@ from tempfile import TemporaryDirectory
 
 import fsspec
 import pytest
-from commands import files_of, rows, works, write_config, write_rows
+from commands import results_of, rows, works, write_config, write_rows
 from fsspec.implementations.local import LocalFileSystem
 
 from ripieno import cli, live
@@ -18,7 +18,6 @@ from ripieno.launching import evaluate_steps, storage, train_commands
 from ripieno.launching.storage import Parcel, Storage, lent, parcels
 from ripieno.runs import RunFolder
 
-RESULTS = ("members", "predictions", "questions", "features")
 URL = "memory://runs/here"
 
 
@@ -42,10 +41,6 @@ def alone(base: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, P
     works("train", file, "--run", folder / "run", "--on", "local", "--workers", "1")
     works("evaluate", folder / "run", "--on", "local", "--workers", "1")
     return file, folder / "run"
-
-
-def made(run: Path) -> dict[str, bytes]:
-    return {f"{top}/{name}": content for top in RESULTS for name, (_, content) in files_of(run / top).items()}
 
 
 def do(run: Path, steps: list[list[list[str]]]) -> None:
@@ -85,7 +80,7 @@ def test_a_run_comes_home_whole(alone: tuple[Path, Path], tmp_path: Path) -> Non
     assert any(record["path"].startswith("resume/000") for record in there.records(first.name))
     do(run, [commands])
     do(run, evaluate_steps(["evaluate", str(run)], 2))
-    assert made(run) == made(whole)
+    assert results_of(run) == results_of(whole)
     for log in ("metrics.jsonl",):
         assert (run / log).read_bytes() == (whole / log).read_bytes()
     assert {path.name for path in (run / "resume").iterdir()} == {path.name for path in (whole / "resume").iterdir()}
@@ -167,4 +162,4 @@ def test_a_run_on_another_mount(alone: tuple[Path, Path]) -> None:
     with TemporaryDirectory(dir=mount) as folder:
         works("train", file, "--run", Path(folder) / "run", "--on", "local", "--workers", "1")
         works("evaluate", Path(folder) / "run", "--on", "local", "--workers", "1")
-        assert made(Path(folder) / "run") == made(whole)
+        assert results_of(Path(folder) / "run") == results_of(whole)

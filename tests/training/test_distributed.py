@@ -16,8 +16,7 @@ from typing import Any
 import pytest
 import torch
 from commands import rows, works, write_config, write_rows
-from safetensors.torch import load_file
-from tiny import BOUND, distance
+from tiny import BOUND, distance, stored_updates
 
 from families import save_tiny
 from ripieno.errors import UserError
@@ -69,20 +68,13 @@ class Way:
         assert [file.relative_to(run) for file in found] == [file.relative_to(self.alone.path) for file in truth]
         for ours, theirs in zip(found, truth, strict=True):
             if ours.name == "adapter_model.safetensors":
-                assert distance(updates(ours), updates(theirs)) < BOUND, ours
+                assert distance(stored_updates(ours), stored_updates(theirs)) < BOUND, ours
         ours, theirs = RunFolder(run).lines("metrics.jsonl"), self.alone.lines("metrics.jsonl")
         assert [sorted(line) for line in ours] == [sorted(line) for line in theirs]
         # A loss is a mean of sums of float32 log-likelihoods of size 6: 1e-5 + 1e-7 a unit (see test_loop.py).
         for key in ("member", "step", "loss", "validation_nll", "use_epoch"):
             values = [[line[key] for line in lines if line.get(key) is not None] for lines in (ours, theirs)]
             assert values[0] == pytest.approx(values[1], rel=1e-5, abs=2e-5), key
-
-
-def updates(file: Path) -> torch.Tensor:
-    """Return an adapter's B A of every layer, in one vector, in float64."""
-    tensors = load_file(file)
-    pairs = [(name, name.replace("lora_A", "lora_B")) for name in sorted(tensors) if "lora_A" in name]
-    return torch.cat([(tensors[b].double() @ tensors[a].double()).flatten() for a, b in pairs])
 
 
 @pytest.fixture(scope="module")

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch import Tensor
 
 from families import byte_level_tokenizer, tiny_model
@@ -107,6 +108,13 @@ def updates(stack: AdapterStack, position: int) -> Tensor:
     """Return a member's B A of every layer, in one vector, in float64."""
     pairs = [(layer.A[position].double(), layer.B[position].double()) for layer in stack.layers.values()]
     return torch.cat([(B @ A).flatten() for A, B in pairs]).detach()
+
+
+def stored_updates(file: Path) -> Tensor:
+    """Return the same of an adapter's file of weights."""
+    tensors = load_file(file)
+    pairs = [(name, name.replace("lora_A", "lora_B")) for name in sorted(tensors) if "lora_A" in name]
+    return torch.cat([(tensors[b].double() @ tensors[a].double()).flatten() for a, b in pairs])
 
 
 def distance(a: Tensor, b: Tensor) -> float:
