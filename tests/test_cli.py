@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import runpy
+from importlib.metadata import version
 
 import pytest
 
@@ -87,3 +88,8 @@ def test_as_a_program_it_is_the_module_that_others_import(monkeypatch: pytest.Mo
     monkeypatch.setattr(cli, "main", lambda: called.append(cli.__name__))
     runpy.run_module("ripieno.cli", run_name="__main__")
     assert called == ["ripieno.cli"]
+
+
+def test_the_version_is_the_packages(capsys: pytest.CaptureFixture[str]) -> None:
+    cli.do(["--version"])
+    assert capsys.readouterr().out == f"ripieno {version('ripieno')}\n"

@@ -249,6 +249,11 @@ def test_a_wrong_row_is_named_by_its_line(tmp_path: Path, row: dict[str, Any], m
         read_questions(write(tmp_path, [FINE, row]))
 
 
+def test_a_text_in_a_column_of_another_name_is_asked_for_as_text(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"line 2: has no `text`; fill it in, or rename a column \(columns: message\)"):
+        read_questions(write_csv(tmp_path, [{"message": "a"}]), ["x", "y"])
+
+
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [

@@ -9,7 +9,8 @@ import os
 import signal
 import sys
 from collections.abc import Callable, Sequence
-from typing import Any
+from importlib.metadata import version
+from typing import Annotated, Any
 
 import typer
 
@@ -46,6 +47,21 @@ COMMANDS: dict[str, Callable[..., None]] = {  # in the order of a job, in which 
 }
 for name, command in COMMANDS.items():
     app.command(name)(command)
+
+
+def _print_version(asked: bool) -> None:
+    if asked:
+        typer.echo(f"ripieno {version('ripieno')}")
+        raise typer.Exit
+
+
+# Of `ripieno` itself; it says nothing of what it is for, which `app` does.
+@app.callback()
+def _options(
+    _: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit.")
+    ] = False,
+) -> None: ...
 
 
 def main() -> None:

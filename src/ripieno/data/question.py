@@ -118,7 +118,7 @@ def questions_of_rows(rows: Iterable[tuple[str, Row]], labels: Sequence[str] | N
     questions = []
     for where, row in rows:
         _check_columns(row, where)
-        labelled = "question" not in row and ("text" in row or "label" in row)
+        labelled = "question" not in row and (labels is not None or "text" in row or "label" in row)
         question = _classification(row, labels, where) if labelled else _question(row, where)
         default = default_id(question.question, question.choices, question.context, question.subject)
         questions.append(replace(question, id=ids.take(row.get("id"), default, where)))
