@@ -1,7 +1,7 @@
 """Which questions to label next: does choosing them beat drawing them? Learning curves of four ways, over seeds.
 
     python examples/label_next/run.py FOLDER [--data NAME] [--test NAME] [--start 16] [--add 16] [--rounds 2]
-        [--pool 96] [--seeds 2] [--by entropy mi batch] [--members 3] [--epochs 2] [--learning-rate 4e-4]
+        [--pool 96] [--seeds 4] [--by entropy mi batch] [--members 3] [--epochs 2] [--learning-rate 4e-4]
         [--base embedded:SmolLM2-135M-Instruct]
 
 For each seed some questions are drawn to start with, and others as a pool without labels. Each way (`ripieno acquire
@@ -220,7 +220,7 @@ def main() -> None:
     options.add_argument("--add", type=int, default=16, help="labels added a round")
     options.add_argument("--rounds", type=int, default=2)
     options.add_argument("--pool", type=int, default=96, help="unlabelled questions to choose from")
-    options.add_argument("--seeds", type=int, default=2)
+    options.add_argument("--seeds", type=int, default=4)
     options.add_argument("--members", type=int, default=3)
     options.add_argument("--epochs", type=int, default=2)
     options.add_argument("--base", default="embedded:SmolLM2-135M-Instruct", help="a hub id, a folder or a .gguf file")
