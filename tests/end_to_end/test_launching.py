@@ -95,7 +95,7 @@ def test_a_part_that_is_too_long_altogether(alone: tuple[Path, Path], base: Path
     assert p.question_ids == tuple(row["id"] for row in rows(4, 8))
     assert p.metadata["too_long"] == [row["id"] for row in long]
     none = write_rows(tmp_path / "none.jsonl", [{**row, "question": "where " * 400} for row in rows(4, 9)])
-    assert "all of them were too long" in one_line(ripieno("evaluate", tmp_path / "run", "--dataset", none), 2)
+    assert "all of them are too long" in one_line(ripieno("evaluate", tmp_path / "run", "--dataset", none), 2)
 
 
 def test_a_share_that_is_held_and_one_that_does_not_exist(alone: tuple[Path, Path]) -> None:

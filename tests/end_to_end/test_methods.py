@@ -221,7 +221,7 @@ def test_what_cannot_be_drawn_is_refused(run: Path, base: Path, tmp_path: Path) 
         ("evaluate", plain, "--method", "tfb"): "it has no data.validation to search by",
         ("evaluate", plain, "--method", "variational"): "set training.variational",
         ("evaluate", run, "--method", "map"): "leave --method out",
-        ("evaluate", run, "--tokens", "all", "--draws", "3"): "--draws, --member and --setting: say of which --method",
+        ("evaluate", run, "--draws", "3"): "--draws, --member and --setting: say of which --method",
         ("evaluate", run, "--method", "dropout", "--unconditional"): "--unconditional: is not offered with --method",
     }
     for command, why in refused.items():

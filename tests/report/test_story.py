@@ -56,7 +56,6 @@ def test_interval_claims_only_what_it_excludes() -> None:
     assert [x.apart(Interval(0, a, b)) for a, b in ((0.1, 0.3), (0.1, 0.5), (0.7, 0.9))] == [1, 0, -1]
     assert Interval(0.5).against(0.0) == 0
     assert x.apart(Interval(0.0)) == 0
-    assert x / 2 == Interval(0.25, 0.2, 0.3)
 
 
 def test_trained_names_what_was_done() -> None:
