@@ -117,8 +117,8 @@ def predict(
 ) -> None:
     """Answer a file of questions, and hand the unclear ones over.
 
-    Without --max-risk all are answered. Where nothing was certified yet, that risk is
-    certified first, at 95% confidence.
+    Without --max-risk each gets its probabilities, and nothing is decided. Where nothing was certified yet, that risk
+    is certified first, at 95% confidence.
     """
     from ripieno import decisions
     from ripieno.data.question import read_questions
@@ -160,8 +160,8 @@ def serve(
 ) -> None:
     """Answer questions over HTTP, with a page to try them on.
 
-    Programs send them to POST /v1/decide. Without --max-risk all are answered. Where nothing was certified yet, that
-    risk is certified first, at 95% confidence.
+    Programs send them to POST /v1/decide. Without --max-risk each gets its probabilities, and nothing is decided.
+    Where nothing was certified yet, that risk is certified first, at 95% confidence.
     """
     try:
         from ripieno.serving import server
