@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import errno
 import json
+import os
 import socket
+import subprocess
+import sys
+from importlib.metadata import Distribution, distribution
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +16,11 @@ import gguf
 import numpy as np
 import pytest
 import torch
+from packaging.requirements import Requirement
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, LlamaForCausalLM
 
+import ripieno
 from families import FAMILIES, byte_level_tokenizer, save_tiny, tiny_model
 from ripieno.config import Adapter, Base
 from ripieno.errors import EnvironmentFault, UserError
@@ -237,6 +243,42 @@ def test_a_gguf_file_is_the_model_it_was_made_from_and_converted_once(tmp_path: 
     assert load(Base(model=str(path))).identity == base.identity
     assert contents(empty_cache) == before
     assert not list((empty_cache / "models").glob(".*"))  # nothing half made is left
+
+
+def test_the_declared_packages_are_enough(tmp_path: Path, empty_cache: Path) -> None:
+    """As where the wheel was installed alone: without what the developers' extras bring."""
+    for package in declared("ripieno"):
+        for top in {file.parts[0] for file in package.files or ()} - {"..", "__pycache__"}:
+            place = tmp_path / "installed" / top
+            place.parent.mkdir(exist_ok=True)
+            if not place.exists():
+                place.symlink_to(Path(str(package.locate_file(top))))
+    path = tmp_path / "tiny.gguf"
+    write_gguf(path)
+    code = (
+        "import importlib, pkgutil, sys, ripieno\n"
+        "modules = [m.name for m in pkgutil.walk_packages(ripieno.__path__, 'ripieno.')]\n"
+        "found = {name: importlib.import_module(name) for name in modules if not name.startswith('ripieno.serving')}\n"
+        "found['ripieno.model.backbone'].load(found['ripieno.config'].Base(model=sys.argv[1]))"
+    )
+    paths = f"{tmp_path / 'installed'}:{Path(ripieno.__file__).parents[1]}"
+    done = subprocess.run(
+        [sys.executable, "-S", "-c", code, path], env=os.environ | {"PYTHONPATH": paths}, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+
+
+def declared(name: str) -> list[Distribution]:
+    """Return a package and those that it needs, whatever else is installed."""
+    found: dict[str, Distribution] = {}
+    left = [name]
+    while left:
+        package = distribution(left.pop())
+        if package.name not in found:
+            found[package.name] = package
+            needs = map(Requirement, package.requires or ())
+            left += [r.name for r in needs if r.marker is None or r.marker.evaluate({"extra": ""})]
+    return list(found.values())
 
 
 def test_gguf_files_that_are_missing_or_damaged_are_refused_in_one_line(tmp_path: Path, empty_cache: Path) -> None:
