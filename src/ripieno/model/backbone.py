@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import inspect
+import json
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -164,6 +165,11 @@ def _from_gguf(path: Path) -> Path:
                 )
             tokenizer.save_pretrained(temporary)
             model.save_pretrained(temporary)
+            for file in temporary.glob("*config.json"):
+                # Else the copies that two versions of the library make would pass for two bases.
+                content = json.loads(file.read_bytes())
+                if content.pop("transformers_version", None):
+                    file.write_text(json.dumps(content, indent=2) + "\n")
             temporary.rename(target)
         except (OSError, SafetensorError) as error:
             raise EnvironmentFault(
