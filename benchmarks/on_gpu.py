@@ -1,6 +1,6 @@
 """On a GPU: the same numbers as on the processor, and what a base of 7B takes beside what it takes on paper.
 
-    python benchmarks/on_gpu.py [--size 19M] [--only equal|job] [--folder /dev/shm] [--tokenizer FOLDER]
+    python benchmarks/on_gpu.py [--size 19M] [--only equal|job|train] [--folder /dev/shm] [--tokenizer FOLDER]
 
 equal   A random Llama of 19M parameters in float32: `ripieno train` and `ripieno evaluate` on the processor and on the
         GPU, and how far apart their adapters (relative norm of B A) and probabilities are.
@@ -11,6 +11,8 @@ job     A random Llama with the shapes of Llama-2-7B in bfloat16 (the tokenizer 
 theirs  The same adapter trained by PEFT in a loop with AdamW, one member, on batches of the same questions: padded to
         their longest, logits of every token (what the Hugging Face Trainer does), or of the answers alone (the best
         that a careful user writes). M members one after the other take M times as long.
+
+--only job is job and theirs; --only train is theirs and of job the training alone, unplanned (half the time).
 
 One GPU, alone. The base goes to a folder (13.5 GB; --folder: in memory by default). --size 19M tries the script out,
 on a processor too.
@@ -137,13 +139,17 @@ def equal(folder: Path, tokenizer: str | None) -> Iterator[str]:
     yield f"equal: {DEVICE} and processor: B A apart by {apart:.1e} of its norm at most, probabilities by {probs:.1e}"
 
 
-def job(name: str, base: Path, folder: Path) -> Iterator[str]:
-    """Plan, train and evaluate."""
+def job(name: str, base: Path, folder: Path, whole: bool) -> Iterator[str]:
+    """Train; the whole job is planned before, and evaluated."""
     config = write(base, "job", "bfloat16", QUESTIONS[name], folder)
-    planned = json.loads(ripieno("plan", config, "--json", "--quiet")[0])
+    planned = json.loads(ripieno("plan", config, "--json", "--quiet")[0]) if whole else None
     run = RunFolder(folder / "job")
-    for stage, command in (("training", ("train", config, "--run", run.path)), ("evaluation", ("evaluate", run.path))):
+    stages = {"training": ("train", config, "--run", run.path), "evaluation": ("evaluate", run.path)}
+    for stage, command in stages.items() if whole else [("training", stages["training"])]:
         _, seconds, peak = ripieno(*command, "--quiet")
+        if planned is None:
+            yield f"job: {stage}: {seconds:.0f} s, peak {peak / 2**30:.1f} GiB"
+            continue
         expected = planned[stage]
         parts = ", ".join(f"{part} {took:.1f}" for part, took in expected["seconds"].items())
         yield (
@@ -193,19 +199,19 @@ def main() -> None:
     """Print a line a finding."""
     arguments = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     arguments.add_argument("--size", choices=SHAPES, default="7B")
-    arguments.add_argument("--only", choices=("equal", "job"), help="equal, or job and theirs")
+    arguments.add_argument("--only", choices=("equal", "job", "train"), help="see above")
     arguments.add_argument("--folder", type=Path, default=Path("/dev/shm"))
     arguments.add_argument("--tokenizer", help="a folder; the embedded model's by default")
     args = arguments.parse_args()
     with tempfile.TemporaryDirectory(dir=args.folder) as name:
         folder = Path(name)
         print(torch.cuda.get_device_name() if DEVICE == "cuda" else "no GPU", torch.__version__, flush=True)
-        if args.only != "job":
+        if args.only in (None, "equal"):
             for line in equal(folder, args.tokenizer):
                 print(line, flush=True)
         if args.only != "equal":
             base = save(args.size, torch.bfloat16, args.tokenizer, folder)
-            for part in (job(args.size, base, folder), theirs(base, args.size, folder)):
+            for part in (job(args.size, base, folder, args.only != "train"), theirs(base, args.size, folder)):
                 for line in part:
                     print(line, flush=True)
 

@@ -1,7 +1,8 @@
-"""What to lower where a pass does not fit into memory."""
+"""Memory that runs out, and memory that is given back."""
 
 from __future__ import annotations
 
+import ctypes
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -38,3 +39,14 @@ def enough(members: int, batch_tokens: int) -> Iterator[None]:
             f"out of memory: lower {' or '.join(halves) or 'the length of the questions'}, with --set in training, "
             "later in the run's config.yaml"
         ) from error
+
+
+def give_back() -> None:
+    """Give the machine back what this process has freed, on any of its threads.
+
+    glibc keeps it, in pieces between what is still in use: a process that answers questions of many lengths for hours
+    would hold more than any of its passes takes. Where the C library has no such call, it keeps less by itself.
+    """
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    if trim is not None:
+        trim(0)

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field, replace
 
-from ripieno import decisions
+from ripieno import decisions, memory
 from ripieno.config import Evaluation
 from ripieno.data.question import Question
 from ripieno.decisions import Decision
@@ -159,6 +159,7 @@ class Batcher:
             self.ensemble.engine.forget_unused()  # what one batch shares at the front, another may never ask for
             if self.recent is not None:
                 self.recent.read([tree for tree in trees if tree is not None])
+            memory.give_back()
 
     def _await(self) -> bool:
         """Return once a question waits; False once none will."""
