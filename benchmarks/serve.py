@@ -49,8 +49,8 @@ from ripieno.runs import RunFolder
 # 5e-5 for logits of 20; a probability moves by a quarter of that at most, and both of a pair may.
 BOUND = 1e-4
 # What stays between passes wanders, as passes of other lengths leave other pieces of pages: from 1,058 to 1,113 MiB
-# over 29 passes of the tutorial's run. A pass takes 140 MiB more; a tenth of that, kept at each of the five passes in
-# half the overload of 60 s, would be seen.
+# over 29 passes of the tutorial's run. A pass takes 140 to 220 MiB more; a tenth of that, kept at each of the five
+# passes in half the overload of 60 s, would be seen.
 FLAT = 0.05
 WAITING = 64  # questions that the service lets wait: what a caller at the end of the queue waits for
 

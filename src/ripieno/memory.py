@@ -45,7 +45,7 @@ def give_back() -> None:
     """Give the machine back what this process has freed, on any of its threads.
 
     glibc keeps it, in pieces between what is still in use: a process that answers questions of many lengths for hours
-    would hold more than any of its passes takes. Where the C library has no such call, it keeps less by itself.
+    would hold more than any of its passes takes. Other C libraries have no such call; there nothing is done.
     """
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
     if trim is not None:
