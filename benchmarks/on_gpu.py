@@ -12,7 +12,7 @@ theirs  The same adapter trained by PEFT in a loop with AdamW, one member, on ba
         their longest, logits of every token (what the Hugging Face Trainer does), or of the answers alone (the best
         that a careful user writes). M members one after the other take M times as long.
 
---only job is job and theirs; --only train is theirs and of job the training alone, unplanned (half the time).
+--only job is job and theirs; --only train is the job's training, unplanned, and theirs: half the time.
 
 One GPU, alone. The base goes to a folder (13.5 GB; --folder: in memory by default). --size 19M tries the script out,
 on a processor too.
@@ -139,23 +139,32 @@ def equal(folder: Path, tokenizer: str | None) -> Iterator[str]:
     yield f"equal: {DEVICE} and processor: B A apart by {apart:.1e} of its norm at most, probabilities by {probs:.1e}"
 
 
-def job(name: str, base: Path, folder: Path, whole: bool) -> Iterator[str]:
-    """Train; the whole job is planned before, and evaluated."""
+def train(name: str, base: Path, folder: Path) -> Iterator[str]:
+    """Train, and nothing else of the job."""
+    config, run = write(base, "job", "bfloat16", QUESTIONS[name], folder), RunFolder(folder / "job")
+    _, seconds, peak = ripieno("train", config, "--run", run.path, "--quiet")
+    yield f"train: {seconds:.0f} s, peak {peak / 2**30:.1f} GiB"
+    yield from timed(run)
+
+
+def job(name: str, base: Path, folder: Path) -> Iterator[str]:
+    """Plan, train and evaluate."""
     config = write(base, "job", "bfloat16", QUESTIONS[name], folder)
-    planned = json.loads(ripieno("plan", config, "--json", "--quiet")[0]) if whole else None
+    planned = json.loads(ripieno("plan", config, "--json", "--quiet")[0])
     run = RunFolder(folder / "job")
-    stages = {"training": ("train", config, "--run", run.path), "evaluation": ("evaluate", run.path)}
-    for stage, command in stages.items() if whole else [("training", stages["training"])]:
+    for stage, command in (("training", ("train", config, "--run", run.path)), ("evaluation", ("evaluate", run.path))):
         _, seconds, peak = ripieno(*command, "--quiet")
-        if planned is None:
-            yield f"job: {stage}: {seconds:.0f} s, peak {peak / 2**30:.1f} GiB"
-            continue
         expected = planned[stage]
         parts = ", ".join(f"{part} {took:.1f}" for part, took in expected["seconds"].items())
         yield (
             f"job: {stage}: {seconds:.0f} s (planned {sum(expected['seconds'].values()):.0f}), "
             f"peak {peak / 2**30:.1f} GiB (planned {expected['peak_bytes'] / 2**30:.1f}); planned: {parts}"
         )
+    yield from timed(run)
+
+
+def timed(run: RunFolder) -> Iterator[str]:
+    """Say what a run wrote of its speed."""
     for line in run.lines("timing.jsonl"):
         yield f"job: timing: {json.dumps(line)}"
     yield f"job: members a pass: {run.config().compute.members_per_pass}"
@@ -211,7 +220,8 @@ def main() -> None:
                 print(line, flush=True)
         if args.only != "equal":
             base = save(args.size, torch.bfloat16, args.tokenizer, folder)
-            for part in (job(args.size, base, folder, args.only != "train"), theirs(base, args.size, folder)):
+            ours = train if args.only == "train" else job
+            for part in (ours(args.size, base, folder), theirs(base, args.size, folder)):
                 for line in part:
                     print(line, flush=True)
 
